@@ -56,8 +56,8 @@ def count(prediction: Mask, truth: Mask, radius: int | None = None) -> Counts:
         radius: Boundary tolerance in pixels; by default :func:`boundary_radius` of the frame.
 
     Returns:
-        (6,) int64: intersection, union, boundary pixels of truth and of prediction, and how many of either lie
-        within ``radius`` (Euclidean, inclusive) of the other's boundary.
+        (6,) int64: intersection, union, boundary pixels of truth and of prediction, and how many of either
+        lie within ``radius`` (Euclidean, inclusive) of the other's boundary.
 
     Raises:
         ValueError: The masks are not booleans of one two-dimensional shape, or the radius is negative.
@@ -112,8 +112,8 @@ def _crop(either: Mask) -> tuple[slice, slice] | None:
 def _count_near(edge: Mask, other: Mask, radius: int) -> int:
     """How many pixels of ``edge`` have a pixel of ``other`` at distance <= radius.
 
-    A disk is a stack of row segments. Prefix sums along the rows of ``other`` answer whether a segment holds a
-    pixel with two look-ups, and rows near the pixel are asked first because most pixels are settled there.
+    A disk is a stack of row segments. Prefix sums along the rows of ``other`` answer whether a segment holds
+    a pixel with two look-ups, and rows near the pixel are asked first because most are settled there.
     """
     height, width = other.shape
     stride = width + 2 * radius + 1

@@ -1,7 +1,7 @@
 """A and R of ReVOS by boolean rules.
 
-The official script adds 8-bit masks that are 0/255 on one path and 0/1 on the other, so that the same masks get
-different A and R; here masks are booleans and overlap is united.
+The official script adds 8-bit masks that are 0/255 on one path and 0/1 on the other, so that the same masks
+get different A and R; here masks are booleans and overlap is united.
 """
 
 from __future__ import annotations

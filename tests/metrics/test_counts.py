@@ -120,7 +120,7 @@ def test_the_tolerance_is_a_closed_disk():
     truth[10, 10], prediction[13, 14] = (
         True,
         True,
-    )  # boundaries of four pixels each, apart by (3, 4): 5 pixels
+    )  # four boundary pixels each, (3, 4) apart: 5
     assert count(prediction, truth, 5)[4:].tolist() == naive_counts(prediction, truth, 5)[4:]
     assert count(prediction, truth, 5)[4] == 4
     assert count(prediction, truth, 4)[4] < 4
