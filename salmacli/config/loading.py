@@ -1,0 +1,127 @@
+"""Presets, files and ``--set a.b=value`` → one validated `RunConfig`; every error at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from salmacli.config.schema import RunConfig
+from salmacli.errors import ConfigError, UsageError
+
+
+def preset_names() -> list[str]:
+    """Names that ``--preset`` takes."""
+    folder = resources.files("salmacli.config") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_preset(name_or_path: str) -> dict[str, Any]:
+    """The raw mapping of a shipped preset, or of a YAML file of the user's.
+
+    Raises:
+        UsageError: there is neither a preset nor a file of that name.
+        ConfigError: the file is not YAML, or not a mapping.
+    """
+    if name_or_path in preset_names():
+        text = (resources.files("salmacli.config") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise UsageError(
+            f"no preset and no file named {name_or_path!r}", f"take one of {', '.join(preset_names())}, or the path of a YAML file"
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{name_or_path} is not YAML{place}", "mend that line") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name_or_path} holds no settings", "write sections such as `train:` and `data:`")
+    return content
+
+
+def assign(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply ``a.b=value`` texts (values in YAML) to a copy of the mapping.
+
+    Raises:
+        UsageError: a text has no ``=`` or its value is not YAML.
+    """
+    result = _copy(content)
+    for text in assignments:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise UsageError(f"--set {text!r} has no value", "write --set train.steps=100")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text!r}: the value is not YAML", "quote it") from error
+        node = result
+        *sections, key = path.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UsageError(f"--set {text!r}: {section} is not a section", "see the keys in the run's run.json")
+        node[key] = parsed
+    return result
+
+
+def load_config(preset: str = "tiny", assignments: Iterable[str] = ()) -> RunConfig:
+    """Read, change and validate.
+
+    Args:
+        preset: a shipped preset's name or a YAML file.
+        assignments: ``a.b=value`` texts, applied in order.
+
+    Raises:
+        ConfigError: one line that names every wrong key with its value and, for unknown keys, a near one.
+    """
+    return validate(assign(read_preset(preset), assignments))
+
+
+def validate(content: Mapping[str, Any]) -> RunConfig:
+    """Turn a raw mapping into a `RunConfig`; see `load_config` for the errors."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        faults = [_fault(dict(entry)) for entry in error.errors()]
+        raise ConfigError(f"{len(faults)} wrong setting(s): " + " | ".join(faults), "mend them in the file or with --set") from error
+
+
+def _fault(entry: dict[str, Any]) -> str:
+    path = [part for part in entry["loc"]]
+    name = ".".join(str(part) for part in path)
+    if entry["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), n=1)
+        return f"{name} is unknown" + (f", did you mean {near[0]}?" if near else "")
+    if entry["type"] == "missing":
+        return f"{name} is missing"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    # A fault between the fields of a section names them in its message; the whole section would drown it.
+    value = "" if isinstance(entry["input"], dict) else f" = {entry['input']!r}"
+    return f"{name}{value}: {message}" if name else message
+
+
+def _fields(path: list[Any]) -> list[str]:
+    """Known keys of the section at `path`."""
+    model: type[BaseModel] = RunConfig
+    for part in path:
+        if not isinstance(part, str):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        models = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
+
+
+def _copy(node: Any) -> Any:
+    return {key: _copy(value) for key, value in node.items()} if isinstance(node, dict) else node

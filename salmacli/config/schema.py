@@ -1,0 +1,145 @@
+"""Every setting of a run. The descriptions here are the only documentation of a field.
+
+Numbers are read laxly: PyYAML hands ``1e-4`` over as a string, and pydantic turns it into a float.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are errors and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MllmConfig(Settings):
+    """The multimodal LLM."""
+
+    native: dict[str, Any] = Field(
+        description="arguments of transformers' InternVLConfig (vision_config, text_config, …); the vocabulary size and "
+        "the image token follow from the tokenizer"
+    )
+    vocabulary: int = Field(1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one")
+
+
+class Sam2Config(Settings):
+    """SAM 2, built from the `sam2` package's own modules. Defaults are those of its Hiera-tiny."""
+
+    image_size: int = Field(1024, ge=64, description="side of the square that frames are resized to, pixels")
+    embed_dim: int = Field(96, description="width of the first Hiera stage; each later stage doubles it")
+    heads: int = Field(1, description="attention heads of the first Hiera stage")
+    stages: tuple[int, int, int, int] = Field((1, 2, 7, 2), description="Hiera blocks per stage")
+    global_attention: tuple[int, ...] = Field((5, 7, 9), description="indices of blocks with global attention")
+    windows: tuple[int, int, int, int] = Field((8, 4, 14, 7), description="attention window per stage")
+    background: tuple[int, int] = Field((7, 7), description="size of Hiera's background position embedding")
+    width: int = Field(256, description="C, channels of the FPN, the prompts and the mask decoder")
+    memory_width: int = Field(64, description="channels of one memory")
+    memory_layers: int = Field(4, description="layers of the memory attention")
+    memory_feedforward: int = Field(2048, description="hidden width of the memory attention's MLP")
+    object_scores: bool = Field(True, description="predict whether the object is in the frame (used by the memory only)")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Sam2Config:
+        if self.image_size % 64:
+            raise ValueError(f"image_size must be a multiple of 64, not {self.image_size}")
+        if self.width % 32:
+            raise ValueError(f"width must be a multiple of 32 (8 heads of the mask decoder, half width), not {self.width}")
+        return self
+
+
+class CmaConfig(Settings):
+    """Mask-biased cross-modal attention (MBA)."""
+
+    enabled: bool = Field(False, description="attend from the image features to the expression before the mask decoder")
+    topk: int | None = Field(2, ge=1, description="how many language tokens the router keeps; null keeps all")
+    mba: Literal["gate", "bias", "off"] = Field(
+        "gate", description="how the class-agnostic prior acts: gates the attention's output, biases it towards the text, or not"
+    )
+    tau: float = Field(1.0, gt=0, description="temperature of the prior: sigmoid(prior / tau)")
+    heads: int = Field(8, ge=1, description="attention heads")
+    warmup_fraction: float = Field(0.10, ge=0, le=1, description="share of the steps over which the attention ramps up")
+
+
+class ModelConfig(Settings):
+    """What computes."""
+
+    mllm: MllmConfig
+    sam2: Sam2Config = Sam2Config()
+    cma: CmaConfig = CmaConfig()
+    mask_token: Literal["single", "best-of-three"] = Field(
+        "best-of-three", description="which mask the decoder gives: its single-mask token, or the best of three by predicted IoU"
+    )
+    clip_frames: int = Field(5, ge=1, description="K, frames the MLLM reads of each video")
+    inference_mode: Literal["frames", "consistent"] = Field(
+        "consistent", description="how a video is predicted unless --mode says otherwise"
+    )
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if self.sam2.width % self.cma.heads:
+            raise ValueError(f"cma.heads = {self.cma.heads} does not divide sam2.width = {self.sam2.width}")
+        return self
+
+
+class DatasetConfig(Settings):
+    """One member of the training mix."""
+
+    set: Literal["mevis", "revos", "davis", "refytvos", "refcoco", "own"] = Field(description="the layout on disk")
+    root: Path | None = Field(None, description="its folder; null means the synthetic benchmark in that layout")
+    split: str = Field("train", description="which split")
+    repeats: int = Field(1, ge=1, description="visits of each sample per epoch")
+
+
+class DataConfig(Settings):
+    """What is read."""
+
+    train: tuple[DatasetConfig, ...] = Field(min_length=1, description="the training mix")
+    expressions: int = Field(5, ge=1, description="at most so many expressions of one video per sample")
+    decoded_frames: int = Field(5, ge=1, description="frames of each sample that are segmented; not necessarily those the MLLM reads")
+    workers: int = Field(0, ge=0, description="processes that read ahead")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable samples above which the run stops")
+
+
+class LossConfig(Settings):
+    """Weights of the losses."""
+
+    bce: float = Field(2.0, ge=0, description="binary cross-entropy on mask logits")
+    dice: float = Field(0.5, ge=0, description="Dice with a smoothing of 1")
+    lm: float = Field(1.0, ge=0, description="cross-entropy of the answer's tokens")
+    iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
+    prior: float = Field(
+        0.0, ge=0, description="binary cross-entropy of the visual pre-pass on the union of all annotated objects; for models "
+        "whose SAM 2 is not pretrained and would gate by noise"
+    )
+
+
+class TrainConfig(Settings):
+    """How the optimiser runs."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="samples per device and forward pass")
+    accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
+    learning_rate: float = Field(4e-5, gt=0, description="peak of the schedule")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on norms, biases, embeddings and scalars")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with a linear warm-up; then cosine to 0")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device has it, fp32 on the CPU")
+    log_every: int = Field(10, ge=1, description="steps per line of metrics.jsonl")
+    save_every: int = Field(500, ge=1, description="steps per checkpoint")
+    keep: int = Field(2, ge=1, description="newest checkpoints that stay")
+
+
+class RunConfig(Settings):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, description="of data order, initial weights and dropout")
+    model: ModelConfig
+    data: DataConfig
+    losses: LossConfig = LossConfig()
+    train: TrainConfig

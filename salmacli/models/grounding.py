@@ -1,0 +1,280 @@
+"""SAM 2: frames → features, features and a prompt → masks, masks → memory → masks of other frames.
+
+Everything is the `sam2` package's own; this module builds it from our configuration and gives its pieces shapes and names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from salmacli.config.schema import Sam2Config
+
+
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """FPN features of F frames, before the mask decoder's own `conv_s0/s1` (there may be two decoders).
+
+    Attributes:
+        stride4, stride8, stride16: (F, C, S/4, S/4), (F, C, S/8, S/8), (F, C, S/16, S/16).
+        position: (1, C, S/16, S/16) encoding that the memory attention adds.
+    """
+
+    stride4: Tensor
+    stride8: Tensor
+    stride16: Tensor
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.stride16)
+
+    def at(self, frames: Tensor) -> FrameFeatures:
+        """The features of chosen frames, in that order and as often as named: (P,) indices."""
+        return replace(
+            self, stride4=self.stride4[frames], stride8=self.stride8[frames], stride16=self.stride16[frames]
+        )
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the mask decoder says.
+
+    Attributes:
+        logits: (P, S/4, S/4) mask logits, never masked by the object score.
+        iou: (P,) the decoder's own estimate of each mask's IoU.
+    """
+
+    logits: Tensor
+    iou: Tensor
+
+
+class Grounding(SAM2Base):
+    """SAM 2 with a language prompt."""
+
+    def encode(self, images: Tensor) -> FrameFeatures:
+        """Features of normalised frames (F, 3, S, S)."""
+        out = self.image_encoder(images)
+        stride4, stride8, stride16 = out["backbone_fpn"]
+        return FrameFeatures(stride4, stride8, stride16, out["vision_pos_enc"][-1][:1])
+
+    def conditioning(self, features: FrameFeatures) -> Tensor:
+        """Stride-16 features of frames that have no memory yet: (F, C, S/16, S/16)."""
+        return features.stride16 + self.no_mem_embed.transpose(1, 2).unsqueeze(-1)
+
+    def decode(self, image: Tensor, features: FrameFeatures, language: Tensor | None, best_of_three: bool) -> Masks:
+        """Run the prompt encoder with its padding point, and the mask decoder.
+
+        Args:
+            image: (P, C, S/16, S/16) features to decode, row by row with `features`.
+            features: of the same P frames; their two finer levels are used.
+            language: (P, C) prompt that follows the padding point, or None (the visual pre-pass).
+            best_of_three: take the one of three masks with the best predicted IoU instead of the single-mask token's.
+        """
+        count, device = len(image), image.device
+        points = torch.zeros(count, 1, 2, device=device)
+        labels = -torch.ones(count, 1, dtype=torch.int32, device=device)
+        sparse, dense = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        if language is not None:
+            sparse = torch.cat([sparse.to(language.dtype), language.unsqueeze(1)], dim=1)
+        decoder = self.sam_mask_decoder
+        logits, iou, _, _ = decoder(
+            image_embeddings=image,
+            image_pe=self.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=best_of_three,
+            repeat_image=False,
+            high_res_features=[decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)],
+        )
+        best = iou.argmax(dim=1) if best_of_three else torch.zeros(count, dtype=torch.long, device=device)
+        row = torch.arange(count, device=device)
+        return Masks(logits[row, best], iou[row, best])
+
+    def propagate(self, features: FrameFeatures, given: dict[int, Tensor]) -> Tensor:
+        """Carry masks of some frames through SAM 2's memory to all others, forwards and then backwards.
+
+        Args:
+            features: of all T frames of one video.
+            given: frame → (O, S/4, S/4) mask logits; their binarised form enters the memory.
+
+        Returns:
+            (T, O, S/4, S/4) mask logits; those of given frames as they came. A frame between two given ones takes the
+            forward result, frames before the first given one the backward result.
+        """
+        total, objects = len(features), len(next(iter(given.values())))
+        result = features.stride4.new_zeros(total, objects, *next(iter(given.values())).shape[-2:], dtype=torch.float32)
+        conditioning = {}
+        for frame, logits in sorted(given.items()):
+            result[frame] = logits.float()
+            size = (self.image_size, self.image_size)
+            binary = F.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False) > 0
+            conditioning[frame] = self._track(features, frame, objects, total, binary.to(features.stride16.dtype))
+        first = min(given)
+        for reverse in (False, True):
+            bank: dict[str, dict[int, Any]] = {"cond_frame_outputs": dict(conditioning), "non_cond_frame_outputs": {}}
+            order = range(first - 1, -1, -1) if reverse else range(first + 1, total)
+            for frame in order:
+                if frame in given:
+                    continue
+                out = self._track(features, frame, objects, total, None, bank, reverse)
+                result[frame] = out["pred_masks"][:, 0].float()
+                bank["non_cond_frame_outputs"][frame] = out
+                # Nothing reads further back than the pointers do; this keeps memory flat in the video's length.
+                bank["non_cond_frame_outputs"].pop(frame + (1 if reverse else -1) * self.max_obj_ptrs_in_encoder, None)
+        return result
+
+    def _track(
+        self,
+        features: FrameFeatures,
+        frame: int,
+        objects: int,
+        total: int,
+        mask: Tensor | None,
+        bank: dict[str, dict[int, Any]] | None = None,
+        reverse: bool = False,
+    ) -> dict[str, Any]:
+        """SAM 2's own step for one frame and all objects at once."""
+        one = features.at(torch.full((1,), frame, device=features.stride16.device))
+        levels = [self.sam_mask_decoder.conv_s0(one.stride4), self.sam_mask_decoder.conv_s1(one.stride8), one.stride16]
+        rows = [level.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1) for level in levels]
+        position = one.position.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1)
+        out: dict[str, Any] = self.track_step(
+            frame_idx=frame,
+            is_init_cond_frame=mask is not None,
+            current_vision_feats=rows,
+            current_vision_pos_embeds=[position] * len(rows),
+            feat_sizes=[tuple(level.shape[-2:]) for level in levels],
+            point_inputs=None,
+            mask_inputs=mask,
+            output_dict=bank,
+            num_frames=total,
+            track_in_reverse=reverse,
+        )
+        return out
+
+
+def build_grounding(config: Sam2Config) -> Grounding:
+    """SAM 2 with fresh weights, from our configuration, in the way of the package's own YAML files."""
+    model: Grounding = instantiate(_package_config(config), _recursive_=True)
+    return model
+
+
+def _package_config(config: Sam2Config) -> dict[str, Any]:
+    """The `sam2` package's configuration; the constants are those of its sam2_hiera_*.yaml files."""
+    width, grid = config.width, config.image_size // 16
+    widths = [config.embed_dim * 2**stage for stage in range(4)]
+    modeling = "sam2.modeling"
+
+    def sine(channels: int) -> dict[str, Any]:
+        return {
+            "_target_": f"{modeling}.position_encoding.PositionEmbeddingSine",
+            "num_pos_feats": channels,
+            "normalize": True,
+            "scale": None,
+            "temperature": 10000,
+        }
+
+    attention = {
+        "_target_": f"{modeling}.sam.transformer.RoPEAttention",
+        "rope_theta": 10000.0,
+        "feat_sizes": [grid, grid],
+        "embedding_dim": width,
+        "num_heads": 1,
+        "downsample_rate": 1,
+        "dropout": 0.1,
+    }
+    return {
+        "_target_": "salmacli.models.grounding.Grounding",
+        "image_encoder": {
+            "_target_": f"{modeling}.backbones.image_encoder.ImageEncoder",
+            "scalp": 1,
+            "trunk": {
+                "_target_": f"{modeling}.backbones.hieradet.Hiera",
+                "embed_dim": config.embed_dim,
+                "num_heads": config.heads,
+                "stages": list(config.stages),
+                "global_att_blocks": list(config.global_attention),
+                "window_pos_embed_bkg_spatial_size": list(config.background),
+                "window_spec": list(config.windows),
+            },
+            "neck": {
+                "_target_": f"{modeling}.backbones.image_encoder.FpnNeck",
+                "position_encoding": sine(width),
+                "d_model": width,
+                "backbone_channel_list": widths[::-1],
+                "fpn_top_down_levels": [2, 3],
+                "fpn_interp_model": "nearest",
+            },
+        },
+        "memory_attention": {
+            "_target_": f"{modeling}.memory_attention.MemoryAttention",
+            "d_model": width,
+            "pos_enc_at_input": True,
+            "num_layers": config.memory_layers,
+            "layer": {
+                "_target_": f"{modeling}.memory_attention.MemoryAttentionLayer",
+                "activation": "relu",
+                "dim_feedforward": config.memory_feedforward,
+                "dropout": 0.1,
+                "pos_enc_at_attn": False,
+                "self_attention": attention,
+                "d_model": width,
+                "pos_enc_at_cross_attn_keys": True,
+                "pos_enc_at_cross_attn_queries": False,
+                "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": config.memory_width},
+            },
+        },
+        "memory_encoder": {
+            "_target_": f"{modeling}.memory_encoder.MemoryEncoder",
+            "in_dim": width,
+            "out_dim": config.memory_width,
+            "position_encoding": sine(config.memory_width),
+            "mask_downsampler": {
+                "_target_": f"{modeling}.memory_encoder.MaskDownSampler",
+                "embed_dim": width,
+                "kernel_size": 3,
+                "stride": 2,
+                "padding": 1,
+            },
+            "fuser": {
+                "_target_": f"{modeling}.memory_encoder.Fuser",
+                "layer": {
+                    "_target_": f"{modeling}.memory_encoder.CXBlock",
+                    "dim": width,
+                    "kernel_size": 7,
+                    "padding": 3,
+                    "layer_scale_init_value": 1e-6,
+                    "use_dwconv": True,
+                },
+                "num_layers": 2,
+            },
+        },
+        "num_maskmem": 7,
+        "image_size": config.image_size,
+        "sigmoid_scale_for_mem_enc": 20.0,
+        "sigmoid_bias_for_mem_enc": -10.0,
+        "use_mask_input_as_output_without_sam": True,
+        "directly_add_no_mem_embed": True,
+        "use_high_res_features_in_sam": True,
+        "multimask_output_in_sam": True,
+        "iou_prediction_use_sigmoid": True,
+        "use_obj_ptrs_in_encoder": True,
+        "add_tpos_enc_to_obj_ptrs": False,
+        "only_obj_ptrs_in_the_past_for_eval": True,
+        "pred_obj_scores": config.object_scores,
+        "pred_obj_scores_mlp": config.object_scores,
+        "fixed_no_obj_ptr": config.object_scores,
+        "multimask_output_for_tracking": True,
+        "use_multimask_token_for_obj_ptr": True,
+        "multimask_min_pt_num": 0,
+        "multimask_max_pt_num": 1,
+        "use_mlp_for_obj_ptr_proj": True,
+    }

@@ -1,0 +1,138 @@
+"""SALMA: the multimodal LLM's [SEG] becomes SAM 2's prompt, with mask-biased attention in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from salmacli.config.schema import ModelConfig
+from salmacli.data.collate import Batch
+from salmacli.models.cma import CrossModalAttention2D
+from salmacli.models.grounding import FrameFeatures, Grounding, Masks, build_grounding
+from salmacli.models.mllm import Mllm
+from salmacli.models.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Language:
+    """What is known in words about O objects, in SAM 2's width.
+
+    Attributes:
+        seg: (O, C) state at `[SEG]`.
+        words: (O, N, C) states of the expression's tokens.
+        valid: (O, N) False on padding.
+    """
+
+    seg: Tensor
+    words: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a training step computes.
+
+    Attributes:
+        masks: P masks.
+        prior: (F, S/4, S/4) logits of the visual pre-pass, with gradient; None without CMA.
+        vocabulary: (A, V) logits at the positions that have labels.
+        answers: (A,) those labels.
+    """
+
+    masks: Masks
+    prior: Tensor | None
+    vocabulary: Tensor
+    answers: Tensor
+
+
+class SalmaModel(nn.Module):
+    """The whole model; `forward` is a training step, the other methods are what prediction shares with it."""
+
+    def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.mllm = Mllm(config.mllm, tokenizer)
+        self.grounding: Grounding = build_grounding(config.sam2)
+        width, channels = self.mllm.width, config.sam2.width
+        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, channels))
+        self.cma = CrossModalAttention2D(channels, config.cma) if config.cma.enabled else None
+
+    @classmethod
+    def build(cls, config: ModelConfig, expressions: Iterable[str]) -> SalmaModel:
+        """A model with fresh weights and a tokenizer learnt from the training expressions."""
+        return cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.grounding.no_mem_embed.device
+
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """Parts by name that a training from scratch must move; everything else is frozen."""
+        internvl = self.mllm.model
+        parts: dict[str, nn.Module] = {
+            "vision tower": internvl.model.vision_tower,
+            "vision-language projector": internvl.model.multi_modal_projector,
+            "language model": internvl.model.language_model,
+            "language head": internvl.lm_head,
+            "text projector": self.text_hidden_fcs,
+            "SAM 2 image encoder": self.grounding.image_encoder,
+            "SAM 2 mask decoder": self.grounding.sam_mask_decoder,
+        }
+        return parts | ({"cross-modal attention": self.cma} if self.cma is not None else {})
+
+    def language(self, seg: Tensor, words: Tensor, valid: Tensor) -> Language:
+        """Project hidden states of the rows that are used: (O, D), (O, N, D), (O, N)."""
+        return Language(self.text_hidden_fcs(seg), self.text_hidden_fcs(words), valid)
+
+    def prior(self, features: FrameFeatures) -> Tensor:
+        """Visual pre-pass without language: (F, S/4, S/4) mask logits."""
+        best_of_three = self.config.mask_token == "best-of-three"
+        return self.grounding.decode(self.grounding.conditioning(features), features, None, best_of_three).logits
+
+    def decode(
+        self, features: FrameFeatures, prior: Tensor | None, language: Language, frame_of: Tensor, object_of: Tensor
+    ) -> Masks:
+        """Masks of chosen (frame, object) pairs. Training and prediction both come through here.
+
+        Args:
+            features: of F frames.
+            prior: (F, S/4, S/4) of the same frames, needed when there is a CMA.
+            language: of O objects.
+            frame_of, object_of: (P,) indices.
+        """
+        chosen = features.at(frame_of)
+        image = self.grounding.conditioning(chosen)
+        seg = language.seg[object_of]
+        if self.cma is not None and prior is not None:
+            # The prior guides and is not taught by what it guides: a gradient would let language into it.
+            small = F.interpolate(
+                prior.detach().float().unsqueeze(1), image.shape[-2:], mode="bilinear", align_corners=False, antialias=True
+            )
+            image = self.cma(
+                image, language.words[object_of], language.valid[object_of], seg, small[frame_of, 0].to(image.dtype)
+            )
+        return self.grounding.decode(image, chosen, seg, self.config.mask_token == "best-of-three")
+
+    def forward(self, batch: Batch) -> Outputs:
+        """One training step's computation."""
+        frames = self.mllm.encode_frames(batch.mllm_pixels)
+        hidden = self.mllm(batch.ids, frames, batch.attention, batch.positions)
+        rows = batch.seg_rows.unsqueeze(1)
+        valid = batch.words >= 0
+        language = self.language(
+            hidden[batch.seg_rows, batch.seg_columns], hidden[rows, batch.words.clamp(min=0)], valid
+        )
+        features = self.grounding.encode(batch.sam_pixels)
+        prior = self.prior(features) if self.cma is not None else None
+        masks = self.decode(features, prior, language, batch.frame_of, batch.object_of)
+        # The token at a position is predicted from the one before it; only answers have labels.
+        asked = batch.labels[:, 1:] >= 0
+        vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])
+        return Outputs(masks, prior, vocabulary, batch.labels[:, 1:][asked])

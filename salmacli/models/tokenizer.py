@@ -1,0 +1,43 @@
+"""A tokenizer for models that have no pretrained one: byte-level BPE with the real special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from salmacli.data.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+from salmacli.data.templates import ANSWERS, QUESTIONS, SEG
+
+PAD = "<|endoftext|>"
+SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, SEG, "<p>", "</p>", "<vp>", "</vp>")
+
+
+def build_tokenizer(expressions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Learn a tokenizer from the question templates filled with `expressions`.
+
+    All 256 bytes are in the vocabulary, so that any sentence can be read; frequent words become single tokens.
+
+    Args:
+        expressions: the training expressions. Order does not matter: the result depends only on the set.
+        vocabulary: number of tokens at most, special tokens included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    corpus = [question.format(expression=text) for text in sorted(set(expressions)) for question in QUESTIONS]
+    turns = [f"{TURN_START}user\n", f"{TURN_END}\n{TURN_START}assistant\n"]
+    tokenizer.train_from_iterator([*corpus, *ANSWERS, *turns], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=TURN_END,
+        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (PAD, TURN_END)],
+    )
