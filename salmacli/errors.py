@@ -1,7 +1,7 @@
 """What SALMA raises when the input, and not SALMA, is at fault.
 
-Every message is one line that says what is wrong, where, and how to mend it. The command line prints that line and
-ends with the class's ``exit_code``; anything else that escapes is a bug of SALMA.
+Every message is one line that says what is wrong, where, and how to mend it. The command line prints that
+line and ends with the class's ``exit_code``; anything else that escapes is a bug of SALMA.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from salmacli.errors import SalmaError, UsageError
 
-# torchrun sets LOCAL_RANK, but other launchers do not; only a variable of our own tells a worker from the one who
-# starts workers, whoever launched it.
+# torchrun sets LOCAL_RANK, but other launchers do not; only a variable of our own tells a worker from the one
+# who starts workers, whoever launched it.
 WORKER = "SALMA_WORKER"
 
 
 def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
-    """Run ``salma`` once per device and return when all have ended well; does nothing where it is not called for.
+    """Run ``salma`` once per device and return when all have ended well.
 
     Call it after config and data are checked: a worker's exit code is lost.
 

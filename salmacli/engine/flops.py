@@ -1,0 +1,160 @@
+"""How much arithmetic each part of the model does: floating-point operations of one prediction.
+
+A multiplication with its addition counts as 2. Matrix products, convolutions and attention are counted
+(attention over the full square of positions), element-wise work such as norms and activations is not: torch's
+counter does it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from salmacli.data.conversation import branch, prefix
+from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.models.grounding import FrameFeatures, Grounding
+from salmacli.models.mllm import Mllm
+from salmacli.models.salma import SalmaModel
+
+EXPRESSION = "the red circle on the left"
+_RECENT = 6  # memories beside those of the conditioning frames
+_POINTERS = 16  # object pointers at most
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One part's share of a prediction.
+
+    Attributes:
+        part: Its name.
+        unit: What one run of it serves: a frame, an expression, or a frame of an expression.
+        flops: Operations of one run.
+        runs: Runs for one expression in the whole video.
+    """
+
+    part: str
+    unit: str
+    flops: int
+    runs: int
+
+    @property
+    def total(self) -> int:
+        """Operations for one expression in the whole video."""
+        return self.flops * self.runs
+
+
+def count(run: Callable[[], object]) -> int:
+    """Floating-point operations of one call.
+
+    Fused attention on the CPU is one operator that the counter does not know and would count as 0; the MATH
+    backend takes it apart into matrix products.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def measure(model: SalmaModel, frames: int, expression: str = EXPRESSION) -> list[Cost]:
+    """Count every part for one expression in a video of ``frames`` frames, in the model's own inference mode.
+
+    Nothing is computed: the parts run on shapes alone, so that any size takes seconds.
+
+    Args:
+        model: Moved to the meta device, so not usable afterwards.
+        frames: Length of the video.
+        expression: Its number of tokens matters.
+
+    Returns:
+        The parts in the order in which they run.
+    """
+    model = model.to(_META).eval().requires_grad_(False)  # the counter trips over parameters that want gradients
+    # Without a trained memory every frame is decoded with language; otherwise only those the LLM has seen.
+    shown = min(model.config.clip_frames, frames)
+    prompted = frames if model.config.inference_mode == "frames" else shown
+    return [
+        *_language(model, shown, expression),
+        *_grounding(model, frames, prompted, expression),
+        *_memory(model.grounding, prompted, frames - prompted, model.config.inference_mode == "consistent"),
+    ]
+
+
+def _language(model: SalmaModel, shown: int, expression: str) -> list[Cost]:
+    mllm, internvl = model.mllm, model.mllm.model
+    height, width = mllm.frame_size
+    pixels = torch.empty(1, 3, height, width, device=_META)
+    both = count(lambda: mllm.encode_frames(pixels))
+    tower = count(lambda: internvl.model.vision_tower(pixel_values=pixels))
+    start = len(prefix(model.tokenizer, shown, mllm.tokens_per_frame))
+    asked = branch(model.tokenizer, expression, QUESTIONS[0], ANSWERS[0])
+    answered = int((asked.labels >= 0).sum())
+    embedded = torch.empty(1, start + len(asked.ids), mllm.width, device=_META)
+    hidden = torch.empty(answered, mllm.width, device=_META)
+    states = torch.empty(int(asked.words.sum()) + 1, mllm.width, device=_META)
+    return [
+        Cost("vision tower", "frame", tower, shown),
+        Cost("vision-language projector", "frame", both - tower, shown),
+        Cost("language model", "expression", _llm(mllm, embedded), 1),
+        Cost("language head", "expression", count(lambda: mllm.vocabulary_logits(hidden)), 1),
+        Cost("text projector", "expression", count(lambda: model.text_hidden_fcs(states)), 1),
+    ]
+
+
+def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
+    language, length = mllm.model.model.language_model, embedded.shape[1]
+    mask = torch.empty(1, 1, length, length, device=_META)
+    positions = torch.arange(length, device=_META)[None]
+    return count(
+        lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
+    )
+
+
+def _grounding(model: SalmaModel, frames: int, prompted: int, expression: str) -> list[Cost]:
+    grounding, side, channels = model.grounding, model.config.sam2.image_size, model.config.sam2.width
+    best_of_three = model.config.mask_token == "best-of-three"
+    images = torch.empty(1, 3, side, side, device=_META)
+    features, seg = _features(side, channels), torch.empty(1, channels, device=_META)
+    image = torch.empty(1, channels, side // 16, side // 16, device=_META)
+    costs = [Cost("SAM 2 image encoder", "frame", count(lambda: grounding.encode(images)), frames)]
+    if (cma := model.cma) is not None:
+        tokens = int(branch(model.tokenizer, expression, QUESTIONS[0], None).words.sum())
+        words = torch.empty(1, tokens, channels, device=_META)
+        valid = torch.ones(1, tokens, dtype=torch.bool, device=_META)
+        prior = torch.empty(1, side // 16, side // 16, device=_META)
+        costs += [
+            Cost("visual pre-pass", "frame", count(lambda: model.prior(features)), prompted),
+            Cost("CMA", "frame of expression", count(lambda: cma(image, words, valid, seg, prior)), prompted),
+        ]
+    decoder = count(lambda: grounding.decode(image, features, seg, best_of_three))
+    return [*costs, Cost("mask decoder", "frame of expression", decoder, frames)]
+
+
+def _memory(grounding: Grounding, prompted: int, propagated: int, used: bool) -> list[Cost]:
+    """SAM 2's memory: written for every frame, read (when full) for every frame that has no prompt."""
+    side, channels, width = grounding.image_size, grounding.hidden_dim, grounding.mem_dim
+    grid = side // 16
+    image = torch.empty(1, channels, grid, grid, device=_META)
+    mask = torch.empty(1, 1, side, side, device=_META)
+    pointers = _POINTERS * channels // width
+    memories = (prompted if used else 1) + _RECENT
+    current = torch.empty(grid * grid, 1, channels, device=_META)
+    memory = torch.empty(memories * grid * grid + pointers, 1, width, device=_META)
+    read = count(
+        lambda: grounding.memory_attention(
+            curr=[current], curr_pos=[current], memory=memory, memory_pos=memory, num_obj_ptr_tokens=pointers
+        )
+    )
+    write = count(lambda: grounding.memory_encoder(image, mask, skip_mask_sigmoid=True))
+    return [
+        Cost("memory attention", "frame of expression", read, propagated if used else 0),
+        Cost("memory encoder", "frame of expression", write, prompted + propagated if used else 0),
+    ]
+
+
+def _features(side: int, channels: int) -> FrameFeatures:
+    levels = [torch.empty(1, channels, side // stride, side // stride, device=_META) for stride in (4, 8, 16)]
+    return FrameFeatures(levels[0], levels[1], levels[2], torch.empty_like(levels[2]))
