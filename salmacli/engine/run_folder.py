@@ -1,0 +1,179 @@
+"""The folder of one run, the contract between commands: record, log, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import salmacli
+from salmacli.config.files import read_json, safe_name, write_json
+from salmacli.errors import DataError
+
+RUNS = Path("runs")
+LIBRARIES = ("torch", "transformers", "sam2", "accelerate", "peft", "numpy")
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: The folder that holds ``run.json``.
+
+    Raises:
+        DataError: There is no run in that folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not (self.path / "run.json").is_file():
+            raise DataError(
+                f"{self.path} is not a run: run.json is missing", "name a folder that `salma train` made"
+            )
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], name: str, record: Mapping[str, Any]) -> RunFolder:
+        """Make a new run.
+
+        Args:
+            root: Folder of all runs.
+            name: One path component.
+            record: What ``run.json`` is to hold; ``created`` is added.
+
+        Raises:
+            DataError: The name is no plain name, or a run has it already.
+        """
+        path = Path(root) / safe_name(name, "the run's name")
+        if (path / "run.json").exists():
+            raise DataError(f"a run {path} exists already", "go on with --resume, or give another --name")
+        write_json(path / "run.json", {"created": _now(), **record})
+        return cls(path)
+
+    @classmethod
+    def newest(cls, root: str | os.PathLike[str] = RUNS) -> RunFolder:
+        """The run created last.
+
+        Raises:
+            DataError: There is no run below ``root``.
+        """
+        runs = cls.all(root)
+        if not runs:
+            raise DataError(f"there is no run in {Path(root)}", "make one: salma train --cma --topk 2")
+        return max(runs, key=lambda run: (run._created(), run.name))
+
+    @classmethod
+    def all(cls, root: str | os.PathLike[str] = RUNS) -> list[RunFolder]:
+        """Every run below ``root``, by name; none where the folder is missing."""
+        return [cls(record.parent) for record in sorted(Path(root).glob("*/run.json"))]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.resolve().name
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` holds.
+
+        Raises:
+            DataError: It is broken.
+        """
+        record = read_json(self.path / "run.json")
+        if not isinstance(record, dict):
+            raise DataError(f"{self.path / 'run.json'} holds no object", "train the run again")
+        return record
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, by step. Those being written have another name until they are whole."""
+        found = [(_STEP.fullmatch(path.name), path) for path in (self.path / "checkpoints").glob("step-*")]
+        whole = [(int(match[1]), path) for match, path in found if match and path.is_dir()]
+        return [path for _, path in sorted(whole)]
+
+    def newest_checkpoint(self) -> Path:
+        """The checkpoint of the highest step.
+
+        Raises:
+            DataError: The run has none yet.
+        """
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            raise DataError(f"run {self.path} has no checkpoint yet", "train on: salma train --resume")
+        return checkpoints[-1]
+
+    def eval_folder(self, benchmark: str, mode: str) -> Path:
+        """Where predictions and results of one benchmark in one inference mode lie."""
+        where = f"evaluation of {self.path}"
+        return self.path / "eval" / safe_name(benchmark, where) / safe_name(mode, where)
+
+    def _created(self) -> float:
+        """Seconds; the file's own time where the record does not say."""
+        try:
+            created = datetime.fromisoformat(str(self.record().get("created")))
+            return created.timestamp()
+        except (ValueError, DataError):
+            return (self.path / "run.json").stat().st_mtime
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, state of the source and hardware, for ``run.json``."""
+    return {
+        "versions": {"python": platform.python_version(), "salma": salmacli.__version__, **_versions()},
+        "git": _git(Path(salmacli.__file__).resolve().parent),
+        "hardware": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "gpus": _gpus(),
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None for an installed package without a repository."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # An installed copy may lie inside some other project's repository.
+        if not ask("ls-files", "__init__.py"):
+            return None
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _gpus() -> list[str]:
+    """Names of the CUDA devices, if whoever calls has loaded torch; this module must not."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
