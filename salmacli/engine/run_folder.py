@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -112,6 +113,14 @@ class RunFolder:
         if not checkpoints:
             raise DataError(f"run {self.path} has no checkpoint yet", "train on: salma train --resume")
         return checkpoints[-1]
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` checkpoints."""
+        for old in self.checkpoints()[: -max(keep, 1)]:
+            # Renamed first: a checkpoint half removed must not look whole.
+            going = old.with_name(f".{old.name}.removed")
+            old.rename(going)
+            shutil.rmtree(going)
 
     def eval_folder(self, benchmark: str, mode: str) -> Path:
         """Where predictions and results of one benchmark in one inference mode lie."""

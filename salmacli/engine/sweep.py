@@ -184,7 +184,7 @@ def _scores(
     of_expression = logits[expression]
     if len(of_expression) != len(predicted.frames):
         raise DataError(
-            f"{predicted.path.with_suffix('.npz')}: expression {expression!r} has {len(of_expression)} frames of"
+            f"{predicted.path.with_suffix('.npz')}: {expression!r} has {len(of_expression)} frames of"
             f" logits for {len(predicted.frames)} frames",
             "predict this video again",
         )

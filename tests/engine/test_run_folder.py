@@ -54,6 +54,16 @@ def test_checkpoints_are_sorted_by_step_and_only_whole_ones_count(tmp_path):
     assert run.newest_checkpoint().name == "step-100"
 
 
+def test_pruning_keeps_the_newest(tmp_path):
+    run = RunFolder.create(tmp_path, "a", {})
+    for step in (3, 100, 20):
+        (run.path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    run.prune(2)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step-100", "step-20"]
+    run.prune(0)
+    assert run.newest_checkpoint().name == "step-100"
+
+
 def test_a_broken_record_is_an_error_but_does_not_hide_other_runs(tmp_path):
     RunFolder.create(tmp_path, "a", {})
     for content, says in (("[1]", "holds no object"), ("{", "not valid JSON")):
