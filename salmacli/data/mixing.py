@@ -68,6 +68,7 @@ class TrainingMix:
     """All videos of all sources, each as often as its source's `repeats` says."""
 
     def __init__(self, sources: Sequence[Source], *, seed: int, clip_frames: int, decoded_frames: int, expressions: int) -> None:
+        self.sources = tuple(sources)
         self.visits = [
             (source.benchmark, video) for source in sources for video in source.benchmark.videos for _ in range(source.repeats)
             if video.expressions
@@ -80,6 +81,10 @@ class TrainingMix:
 
     def __len__(self) -> int:
         return len(self.visits)
+
+    def benchmarks(self) -> list[Benchmark]:
+        """The sources' benchmarks, in the order of the mix."""
+        return [source.benchmark for source in self.sources]
 
     def texts(self) -> list[str]:
         """Every expression in the mix, once."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from salmacli.checkpoints.load import CheckpointInfo, load_checkpoint
 from salmacli.config.files import read_json, safe_name, write_atomic, write_json
 from salmacli.data import rle
 from salmacli.data.benchmarks import Benchmark
@@ -27,6 +28,7 @@ from salmacli.data.mixing import evenly
 from salmacli.data.records import Video
 from salmacli.data.templates import QUESTIONS
 from salmacli.engine.progress import Progress, Silent
+from salmacli.engine.run_folder import RunFolder
 from salmacli.errors import DataError
 from salmacli.models.grounding import FrameFeatures
 from salmacli.models.salma import Language, SalmaModel
@@ -191,6 +193,54 @@ def predict_benchmark(
     finally:
         progress.finish()
     write_json(folder / "prediction.json", {**record, "complete": True})
+
+
+def load_model(run: RunFolder | None, checkpoint: Path | None) -> tuple[SalmaModel, CheckpointInfo]:
+    """The named checkpoint, or the newest of a run, on the best device there is."""
+    if checkpoint is None:
+        if run is None:
+            raise ValueError("a run or a checkpoint")
+        checkpoint = run.newest_checkpoint()
+    return load_checkpoint(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ensure_predictions(
+    run: RunFolder | None,
+    benchmark: Benchmark,
+    mode: str | None = None,
+    *,
+    checkpoint: Path | None = None,
+    save_logits: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Predict whatever a run's evaluation folder lacks.
+
+    Args:
+        run: gives the checkpoint, unless one is named, and the folder. A checkpoint outside a run has its evaluations
+            in its own folder.
+        benchmark: what to predict.
+        mode: None takes the model's own.
+        checkpoint: instead of the run's newest.
+        save_logits: see `predict_benchmark`.
+        progress: who is told.
+
+    Returns:
+        The predictions folder, and ``run``, ``checkpoint`` and ``config`` for the results.
+    """
+    model, info = load_model(run, checkpoint)
+    predictor = Predictor(model, mode or model.config.inference_mode)  # type: ignore[arg-type]
+    if run is not None:
+        folder = run.eval_folder(benchmark.name, predictor.mode)
+    else:
+        place = info.path if info.path.is_dir() else info.path.with_suffix("")
+        folder = place / "eval" / benchmark.name / predictor.mode
+    source = info.record()
+    predict_benchmark(
+        predictor, benchmark, folder / "predictions", checkpoint=source, save_logits=save_logits, progress=progress
+    )
+    cma = model.config.cma
+    config = {"cma": cma.enabled, "topk": cma.topk, "mba": cma.mba, "seed": info.run_config.get("seed")}
+    return folder / "predictions", {"run": run.name if run else None, "checkpoint": source, "config": config}
 
 
 def _claim(folder: Path, record: dict[str, Any], progress: Progress) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import salmacli
-from salmacli.config.files import read_json, safe_name, write_json
+from salmacli.config.files import read_json, safe_name, write_atomic, write_json
 from salmacli.errors import DataError
 
 RUNS = Path("runs")
@@ -121,6 +121,20 @@ class RunFolder:
             going = old.with_name(f".{old.name}.removed")
             old.rename(going)
             shutil.rmtree(going)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the `keep` newest checkpoints."""
+        for path in self.checkpoints()[:-keep]:
+            shutil.rmtree(path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the logged steps after `step`: a run that goes on from there makes them again."""
+        if not self.metrics_path.exists():
+            return
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that was cut off by a kill is later than the checkpoint, too.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomic(self.metrics_path, "".join(kept))
 
     def eval_folder(self, benchmark: str, mode: str) -> Path:
         """Where predictions and results of one benchmark in one inference mode lie."""

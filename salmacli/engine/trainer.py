@@ -117,6 +117,7 @@ class Trainer:
         schedule = get_cosine_schedule_with_warmup(optimizer, round(train.warmup_fraction * train.steps), train.steps)
         first = self._restore(resume, optimizer, schedule) if resume is not None else 0
         wrapped, optimizer = self.accelerator.prepare(model, optimizer)
+        self.run.forget_after(first)
         batches = iter(self._loader(model, first))
         if first == 0:
             self._check_gradients(model)

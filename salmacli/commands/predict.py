@@ -1,0 +1,104 @@
+"""``salma predict``: frames and sentences → masks, a picture and a short video to look at."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from salmacli.commands.eval import Mode
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from salmacli.engine.predictor import Track
+
+
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="FRAMES_OR_VIDEO", help="A folder of frames, a video or a picture.")],
+    text: Annotated[list[str], typer.Option(help="What to segment; repeatable.")],
+    run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
+    checkpoint: Annotated[Optional[Path], typer.Option(help="A checkpoint instead of a run's newest.")] = None,  # noqa: UP045
+    mode: Annotated[Optional[Mode], typer.Option(help="How videos are predicted; the model's own if not given.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,  # noqa: UP045
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the video that is written.")] = 10.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Segment what a sentence means in a video or picture."""
+    from salmacli.data.frames import frames_of
+    from salmacli.engine.predictor import Predictor, load_model
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.report.console import emit_json, result, say
+
+    frames = frames_of(source)
+    names, pictures = frames.names, list(frames)
+    folder = out or Path("predictions") / (source.resolve().stem or "video")
+    places = [folder / f"{n:02d}-{_slug(sentence)}" for n, sentence in enumerate(text, 1)]
+    _check_free(places, force)
+    chosen = RunFolder(run) if run else RunFolder.newest() if checkpoint is None else None
+    model, info = load_model(chosen, checkpoint)
+    say(f"checkpoint: {info.path} (step {info.step})")
+    predictor = Predictor(model, mode.value if mode else model.config.inference_mode)
+    tracks = predictor.video(pictures, text)
+    rows = [_write(place, names, pictures, track, fps) for place, track in zip(places, tracks, strict=True)]
+    if as_json:
+        emit_json({"schema": 1, "source": str(source), "mode": predictor.mode, "checkpoint": info.record(), "expressions": rows})
+    else:
+        result(_table(rows, len(pictures)))
+
+
+def _check_free(places: list[Path], force: bool) -> None:
+    from salmacli.errors import UsageError
+
+    taken = next((place for place in places if place.exists()), None)
+    if taken is not None and not force:
+        raise UsageError(f"{taken} exists already", "replace it with --force, or name another place with --out")
+
+
+def _write(place: Path, names: tuple[str, ...], frames: list[np.ndarray], track: Track, fps: float) -> dict[str, Any]:
+    """Masks as PNGs, an overlay picture and an overlay video of one expression; what the report says about it."""
+    import io
+
+    from PIL import Image
+
+    from salmacli.config.files import write_atomic
+    from salmacli.report.overlays import overlay, overlay_sheet, write_video
+
+    masks = track.masks()
+    for name, mask in zip(names, masks, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(mask).convert("L").save(buffer, "PNG")
+        write_atomic(place / "masks" / f"{name}.png", buffer.getvalue())
+    buffer = io.BytesIO()
+    overlay_sheet(frames, list(masks), track.text).save(buffer, "PNG")
+    write_atomic(place / "overlay.png", buffer.getvalue())
+    write_video(place / "overlay.mp4", (overlay(frame, mask) for frame, mask in zip(frames, masks, strict=True)), fps)
+    return {
+        "text": track.text,
+        "answer": track.answer,
+        "fallback": "no-seg" if track.logits is None else None if masks.any() else "empty",
+        "frames_with_mask": int(masks.any(axis=(1, 2)).sum()),
+        "mean_area": float(masks.mean()),
+        "folder": str(place),
+    }
+
+
+def _table(rows: list[dict[str, Any]], frames: int) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for column in ("sentence", "answer", "frames with a mask", "mean area", "written to"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        note = f" ({row['fallback']})" if row["fallback"] else ""
+        count = f"{row['frames_with_mask']} of {frames}{note}"
+        table.add_row(row["text"], row["answer"], count, f"{row['mean_area']:.1%}", f"{row['folder']}/")
+    return table
+
+
+def _slug(sentence: str) -> str:
+    """A short file name of a sentence."""
+    return re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:40].rstrip("-") or "expression"

@@ -1,0 +1,150 @@
+"""``salma train``: config and data checked, one process per device, a checkpoint, a table and a curve."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from salmacli.config.schema import RunConfig
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.engine.trainer import TrainingResult
+
+_STOPPED = 130
+
+
+def train(
+    preset: Annotated[str, typer.Option(help="A shipped preset, or the path of a YAML file.")] = "tiny",
+    cma: Annotated[
+        Optional[bool],  # noqa: UP045 - Typer evaluates this on Python 3.10
+        typer.Option("--cma/--no-cma", help="Mask-biased cross-modal attention; the preset's choice if not given."),
+    ] = None,
+    topk: Annotated[Optional[int], typer.Option(help="Language tokens that the attention keeps.")] = None,  # noqa: UP045
+    mba: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="How the mask prior acts: gate, bias or off."),
+    ] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Optimiser steps.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Of data order and initial weights.")] = None,  # noqa: UP045
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, e.g. train.learning_rate=1e-4; repeatable."),
+    ] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the run's folder below runs/.")] = None,  # noqa: UP045
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest run, or with --name, from its last checkpoint.")
+    ] = False,
+    num_gpus: Annotated[int, typer.Option(help="Processes, one per device.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> int:
+    """Train a model; without options, the tiny preset on the synthetic benchmark."""
+    from salmacli.engine.sources import describe, open_mix
+    from salmacli.launch import is_worker, relaunch
+    from salmacli.report.progress import TerminalProgress
+
+    options = {"cma.enabled": cma, "cma.topk": topk, "cma.mba": mba}
+    assignments = [f"model.{key}={_yaml(value)}" for key, value in options.items() if value is not None]
+    assignments += [f"train.steps={steps}"] if steps is not None else []
+    assignments += [f"seed={seed}"] if seed is not None else []
+    assignments += settings or []
+    run, config = _resumed(name, preset, assignments) if resume else (None, _fresh(preset, assignments))
+    progress = TerminalProgress()
+    mix = open_mix(config.data, config.model, config.seed, progress)
+    if run is None:
+        run = _new_run(config, name or _name(preset, config), describe(mix.benchmarks()))
+        progress.say(f"run: {run.path}")
+    if num_gpus != 1 and not is_worker():
+        relaunch(num_gpus, ["train", "--resume", "--name", run.name, *(["--json"] if as_json else [])])
+        return 0
+
+    from salmacli.engine.trainer import Trainer
+
+    trainer = Trainer(config, mix, run, progress)
+    checkpoints = run.checkpoints()
+    outcome = trainer.fit(checkpoints[-1] if checkpoints else None)
+    if trainer.accelerator.is_main_process:
+        _report(run, config, outcome, as_json)
+    return _STOPPED if outcome.interrupted else 0
+
+
+def _fresh(preset: str, assignments: list[str]) -> RunConfig:
+    from salmacli.config.loading import load_config
+
+    return load_config(preset, assignments)
+
+
+def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[RunFolder, RunConfig]:
+    """The run to go on with and its own config: another one would make it another run."""
+    from salmacli.config.loading import validate
+    from salmacli.engine.run_folder import RUNS, RunFolder
+    from salmacli.errors import UsageError
+
+    if assignments or preset != "tiny":
+        raise UsageError("--resume goes on with the run's own settings", "leave the other options out, or start a new run")
+    run = RunFolder(RUNS / name) if name else RunFolder.newest()
+    return run, validate(run.record().get("config", {}))
+
+
+def _new_run(config: RunConfig, name: str, data: list[dict[str, Any]]) -> RunFolder:
+    from salmacli.engine.run_folder import RUNS, RunFolder, provenance
+
+    record = {
+        "schema": 1,
+        "command": ["salma", *sys.argv[1:]],
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "data": data,
+        **provenance(),
+    }
+    return RunFolder.create(RUNS, name, record)
+
+
+def _name(preset: str, config: RunConfig) -> str:
+    """What a person recognises: preset, attention, seed, time."""
+    from datetime import datetime
+
+    cma = config.model.cma
+    what = f"cma-{cma.mba}-k{cma.topk or 'all'}" if cma.enabled else "no-cma"
+    return f"{Path(preset).stem}-{what}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json: bool) -> None:
+    from rich.table import Table
+
+    from salmacli.report.console import emit_json, result, say
+    from salmacli.report.plots import training_curve
+
+    curve = training_curve(run.metrics_path, run.path / "curve.png") if run.metrics_path.exists() else None
+    record = {
+        "run": str(run.path),
+        "step": outcome.step,
+        "steps": config.train.steps,
+        "interrupted": outcome.interrupted,
+        "seconds": round(outcome.seconds, 1),
+        "losses": outcome.losses,
+        "bad_samples": outcome.bad,
+        "checkpoint": str(outcome.checkpoint),
+        "curve": str(curve) if curve else None,
+    }
+    if as_json:
+        emit_json(record)
+    else:
+        table = Table(title=f"{run.name}: step {outcome.step} of {config.train.steps}", show_header=False, title_justify="left")
+        rows = {
+            "time": f"{outcome.seconds / 60:.1f} min",
+            "losses": "  ".join(f"{name} {value:.3f}" for name, value in outcome.losses.items()),
+            "samples dropped": str(outcome.bad),
+            "checkpoint": str(outcome.checkpoint),
+            "curve": str(curve),
+        }
+        for key, value in rows.items():
+            table.add_row(key, value)
+        result(table)
+    say(f"stopped; go on with: salma train --resume --name {run.name}" if outcome.interrupted else "next: salma eval mevis")
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
