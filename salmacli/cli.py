@@ -17,8 +17,12 @@ import typer
 import typer.core
 
 from salmacli import __version__
+from salmacli.commands.aggregate import aggregate
 from salmacli.commands.convert import convert
+from salmacli.commands.eval import evaluate
 from salmacli.commands.flops import flops
+from salmacli.commands.predict import predict
+from salmacli.commands.train import train
 from salmacli.errors import SalmaError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -31,12 +35,18 @@ class _InterruptedError(Exception):
     """Ctrl-C; Typer turns a bare KeyboardInterrupt into an exit code that says no word."""
 
 
+class _PipeClosedError(Exception):
+    """The reader of stdout left; Typer turns a bare BrokenPipeError into exit code 1, which here means a bug."""
+
+
 class _Group(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError from error
+        except BrokenPipeError as error:
+            raise _PipeClosedError from error
 
 
 app = typer.Typer(
@@ -49,6 +59,10 @@ app = typer.Typer(
 )
 
 _LEARN, _RESULTS, _MODELS, _DATA = "Train and run", "Results", "Checkpoints and models", "Data"
+app.command(rich_help_panel=_LEARN)(train)
+app.command("eval", rich_help_panel=_LEARN)(evaluate)
+app.command(rich_help_panel=_LEARN)(predict)
+app.command(rich_help_panel=_RESULTS)(aggregate)
 app.command(rich_help_panel=_MODELS)(convert)
 app.command(rich_help_panel=_MODELS)(flops)
 
@@ -84,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if argv is None else list(argv), prog_name="salma", standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe is still caught
-    except BrokenPipeError:
+    except (_PipeClosedError, BrokenPipeError):
         return _leave_pipe()
     except SystemExit as error:  # Typer's own way out of shell completion and closed pipes
         return error.code if isinstance(error.code, int) else 0
@@ -120,12 +134,14 @@ def _fail_on(error: Exception) -> int:
 
 
 def _usage(error: Any) -> str:
-    message = error.format_message().rstrip(". ")
+    message = error.format_message().replace("Value error, ", "").rstrip(". ")
     close = getattr(error, "possibilities", None)
     if close:
         message = f"{error.message.rstrip('. ')}; did you mean {' or '.join(sorted(close))}?"
     ctx = getattr(error, "ctx", None)
-    return f"{message}; see {ctx.command_path if ctx else 'salma'} --help"
+    return (
+        f"{message}{' ' if message.endswith('?') else '; '}see {ctx.command_path if ctx else 'salma'} --help"
+    )
 
 
 def _fail(message: str, status: int) -> int:

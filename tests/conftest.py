@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from salmacli.models.salma import SalmaModel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,4 +20,31 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("SALMA_SHARED") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"real data not found in {folder} (SALMA_SHARED names another folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> SalmaModel:
+    """The tiny preset's model with CMA and random weights. Shared: leave it as it is."""
+    import torch
+
+    from salmacli.config.loading import load_config
+    from salmacli.models.salma import SalmaModel
+
+    torch.manual_seed(0)
+    config = load_config("tiny", ["model.cma.enabled=true"]).model
+    return SalmaModel.build(config, ["the red circle", "the blue square on the left"]).eval()
+
+
+@pytest.fixture
+def run_checkpoint(tiny_model: SalmaModel, tmp_path: Path) -> Path:
+    """A checkpoint of the tiny model as a run holds it, with a trainer state."""
+    import torch
+
+    from salmacli.checkpoints.save import save_checkpoint
+
+    folder = tmp_path / "runs" / "first" / "checkpoints" / "step-7"
+    state = {"optimizer": {"momentum": torch.ones(3)}, "rng": torch.get_rng_state(), "epoch": 2}
+    config = {"seed": 0, "model": tiny_model.config.model_dump(mode="json")}
+    save_checkpoint(folder, tiny_model, config=config, step=7, trainer_state=state)
     return folder

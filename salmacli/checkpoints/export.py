@@ -22,6 +22,9 @@ from salmacli.errors import CheckpointError, UsageError
 
 Container = Literal["folder", "pth"]
 
+# How many names of a tensor's path make its module in the report, e.g. mllm.model.model.vision_tower.
+_DEPTH = {"mllm": 4, "grounding": 2}
+
 
 @dataclass(frozen=True)
 class ModuleRow:
@@ -170,8 +173,6 @@ def _verify(out: Path, contents: Contents, found: str) -> None:
 
 
 def _module(name: str) -> str:
-    """The part of the model a tensor belongs to: the first two names, three below a part that only wraps."""
+    """The part of the model that a tensor belongs to, e.g. ``cma`` or ``grounding.memory_encoder``."""
     parts = name.split(".")[:-1] or [name]
-    depth = 3 if len(parts) > 1 and parts[1] in ("model", "image_encoder") else 2
-    kept = parts[:depth]
-    return ".".join(part for index, part in enumerate(kept) if index == 0 or not part.isdigit())
+    return ".".join(parts[: _DEPTH.get(parts[0], 1)])

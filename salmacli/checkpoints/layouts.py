@@ -18,6 +18,7 @@ from salmacli.config.files import read_json
 from salmacli.errors import CheckpointError, DataError
 
 FORMAT = "salma"
+TRAINER_FORMAT = "salma-trainer"
 SCHEMA = 1
 CONFIG, WEIGHTS, TRAINER = "config.json", "model.safetensors", "ckpt.pth"
 
@@ -36,6 +37,7 @@ class Layout(Enum):
     INTERNVL_NATIVE = "InternVL model in the layout of transformers"
     SAM2 = "SAM 2 model"
     SALMA_BARE = "SALMA weights file without the config.json that belongs beside it"
+    SALMA_TRAINER = "SALMA trainer state without the weights that belong beside it"
     UNKNOWN = "model of no known layout"
 
     @property
@@ -71,6 +73,8 @@ def detect(path: Path) -> Layout:
         return Layout.UNKNOWN
     if content.get("format") == FORMAT:
         return Layout.SALMA_PTH
+    if content.get("format") == TRAINER_FORMAT:
+        return Layout.SALMA_TRAINER
     for key in ("state_dict", "model", "module"):
         if isinstance(content.get(key), Mapping):
             return name_layout(content[key])
@@ -163,10 +167,11 @@ def broken(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{path} is missing", "check the path")
     if path.stat().st_size == 0:
         return CheckpointError(f"{path} is empty", "copy or save it again")
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    size, why = path.stat().st_size, str(error).strip()
+    # An unpickling error's text is torch's long advice, which would mislead here.
+    reason = "" if not why or isinstance(error, pickle.UnpicklingError) else f"; {why.splitlines()[0][:120]}"
     return CheckpointError(
-        f"{path} is cut off or no checkpoint ({path.stat().st_size} bytes; {first[:120]})",
-        "copy or save it again",
+        f"{path} is cut off or no checkpoint ({size} bytes{reason})", "copy or save it again"
     )
 
 

@@ -20,6 +20,7 @@ from salmacli.checkpoints.layouts import (
     CONFIG,
     SCHEMA,
     TRAINER,
+    TRAINER_FORMAT,
     WEIGHTS,
     Layout,
     broken,
@@ -33,7 +34,6 @@ from salmacli.errors import CheckpointError, DataError
 from salmacli.models.salma import SalmaModel
 
 _SHOWN = 4  # names per kind of fault in a message
-_TRAINER_FORMAT = "salma-trainer"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
             "name a checkpoint that `salma train` wrote",
         )
     content = read_pickle(path)
-    if not isinstance(content, Mapping) or content.get("format") != _TRAINER_FORMAT:
+    if not isinstance(content, Mapping) or content.get("format") != TRAINER_FORMAT:
         raise CheckpointError(
             f"{path} is not a trainer state of SALMA", "name a checkpoint that `salma train` wrote"
         )
@@ -118,7 +118,7 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
         return folder, layout, _read_folder(folder)
     if layout is Layout.SALMA_PTH:
         return path, layout, _read_pth(path)
-    if layout in (Layout.UNKNOWN, Layout.SALMA_BARE):
+    if layout in (Layout.UNKNOWN, Layout.SALMA_BARE, Layout.SALMA_TRAINER):
         raise CheckpointError(
             f"{path} is a {layout.value}", "name a SALMA checkpoint folder or an exported .pth"
         )

@@ -26,8 +26,17 @@ from torch import nn
 
 from salmacli import __version__
 from salmacli.checkpoints.contents import Contents, untied
-from salmacli.checkpoints.layouts import CONFIG, FORMAT, SCHEMA, TRAINER, WEIGHTS
+from salmacli.checkpoints.layouts import (
+    CONFIG,
+    FORMAT,
+    SCHEMA,
+    TRAINER,
+    TRAINER_FORMAT,
+    WEIGHTS,
+    salma_folder,
+)
 from salmacli.config.files import safe_name
+from salmacli.errors import UsageError
 
 
 def save_checkpoint(
@@ -69,7 +78,13 @@ def contents_of(model: nn.Module, *, config: Mapping[str, Any], step: int) -> Co
 
 
 def write_folder(folder: Path, contents: Contents, trainer_state: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint folder beside its place, sync it to the disk, then rename it."""
+    """Write a checkpoint folder beside its place, sync it to the disk, then rename it.
+
+    Raises:
+        UsageError: What stands in its place is no checkpoint, so replacing it would lose something else.
+    """
+    if folder.exists() and (salma_folder(folder) is None or not folder.is_dir()):
+        raise UsageError(f"{folder} is there and is no SALMA checkpoint", "give another place")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
@@ -106,7 +121,7 @@ def _header(contents: Contents) -> dict[str, Any]:
 def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> None:
     note = f"The model's weights lie beside this file in {WEIGHTS}."
     torch.save(
-        {"format": "salma-trainer", "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path
+        {"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path
     )
     try:  # now, while the training still runs, not at --resume
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from salmacli.errors import CheckpointError
+
 if TYPE_CHECKING:
     from salmacli.checkpoints.export import Export
 
@@ -39,6 +41,10 @@ def convert(
     ] = False,
 ) -> None:
     """Turn a checkpoint into a model-only folder or one .pth, and report its tensors."""
+    if not file.exists():  # before torch is loaded: a wrong path should not take seconds
+        raise CheckpointError(
+            f"{file} is missing", "check the path; `salma train` makes checkpoints in runs/"
+        )
     from salmacli.checkpoints.export import export
     from salmacli.report.console import emit_json, result, say
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from salmacli import launch
+from salmacli.errors import SalmaError, UsageError
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        made.append({"command": command, **options})
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(launch.subprocess, "run", run)
+    monkeypatch.delenv(launch.WORKER, raising=False)
+    return made
+
+
+def test_starts_torchrun_with_the_same_arguments(calls: list[dict[str, Any]]) -> None:
+    launch.relaunch(4, ["train", "--cma", "--num-gpus", "4"])
+    (call,) = calls
+    assert call["command"] == [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"),
+        *("-m", "salmacli", "train", "--cma", "--num-gpus", "4"),
+    ]
+    assert call["env"][launch.WORKER] == "1"
+    assert int(call["env"]["OMP_NUM_THREADS"]) >= 1
+
+
+def test_a_worker_starts_no_workers(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launch.WORKER, "1")
+    launch.relaunch(4, ["train"])
+    assert calls == []
+
+
+def test_one_device_needs_no_other_process(calls: list[dict[str, Any]]) -> None:
+    launch.relaunch(1, ["train"])
+    assert calls == []
+
+
+def test_less_than_one_is_refused(calls: list[dict[str, Any]]) -> None:
+    with pytest.raises(UsageError, match="--num-gpus is 0"):
+        launch.relaunch(0, ["train"])
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(1, SalmaError), (130, KeyboardInterrupt), (-2, KeyboardInterrupt)]
+)
+def test_failing_workers_fail_the_command(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: type[BaseException]
+) -> None:
+    monkeypatch.delenv(launch.WORKER, raising=False)
+    monkeypatch.setattr(launch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=status))
+    with pytest.raises(error):
+        launch.relaunch(2, ["train"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="torchrun's store on Windows needs libuv")
+def test_two_gloo_processes_meet(tmp_path: Path) -> None:
+    package = tmp_path / "salmacli"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "total = torch.tensor([dist.get_rank() + 1.0]); dist.all_reduce(total)\n"
+        f"open(r'{tmp_path}' + f'/rank{{dist.get_rank()}}', 'w').write(f'{{total.item()}} {{sys.argv[1:]}}')\n"
+        "dist.destroy_process_group()\n"
+    )
+    # A stand-in of the package's name, so that only the way in is tested and not what lies behind it.
+    code = f"import runpy; run = runpy.run_path(r'{launch.__file__}'); run['relaunch'](2, ['train', '--x'])"
+    repository = str(Path(launch.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), repository])}
+    environment.pop(launch.WORKER, None)
+    helper = f"import sys; sys.path.insert(0, r'{repository}'); {code}"
+    subprocess.run([sys.executable, "-c", helper], env=environment, cwd=tmp_path, check=True, timeout=120)
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["3.0 ['train', '--x']"] * 2
