@@ -1,0 +1,1 @@
+"""One reader per official layout; ``salmacli.data.benchmarks.open_benchmark`` chooses."""

@@ -1,0 +1,101 @@
+"""Parts of annotation files taken out with their type checked, since the files come from strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salmacli.config.files import read_json, safe_name
+from salmacli.errors import DataError
+
+MEND = "fetch the file again, in the set's official layout"
+
+
+def read_videos(path: Path) -> dict[str, Any]:
+    """Reads ``{"videos": {name: {"frames", "expressions"}}}`` and checks the names of the videos."""
+    videos = mapping(mapping(read_json(path), str(path)).get("videos"), f"{path}, key videos")
+    if not videos:
+        raise DataError(f"{path} lists no videos", MEND)
+    for name, video in videos.items():
+        safe_name(name, f"{path}, key videos")
+        mapping(video, f"{path}, video {name}")
+    return videos
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: an object is needed, found {_short(value)}", MEND)
+    return value
+
+
+def listing(value: Any, where: str) -> list[Any]:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise DataError(f"{where}: a list is needed, found {_short(value)}", MEND)
+    return value
+
+
+def number(value: Any, where: str) -> int:
+    """An integer; a string of digits counts, since the sets are not of one mind."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DataError(f"{where}: an integer is needed, found {_short(value)}", MEND)
+    return value
+
+
+def frame_names(video: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The frame names of a video, sorted as strings as the official code does."""
+    names = listing(video.get("frames"), f"{where}, key frames")
+    if not names:
+        raise DataError(f"{where}, key frames: the video has no frames", MEND)
+    frames = tuple(sorted(safe_name(name, f"{where}, key frames") for name in names))
+    if len(set(frames)) != len(frames):
+        raise DataError(f"{where}, key frames: a frame is listed twice", MEND)
+    return frames
+
+
+def expressions(video: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """The expressions of a video by id; each is an object with a text under ``exp``."""
+    entries = mapping(video.get("expressions"), f"{where}, key expressions")
+    for key, entry in entries.items():
+        safe_name(key, f"{where}, key expressions")
+        sentence(mapping(entry, f"{where}, expression {key}").get("exp"), f"{where}, expression {key}")
+    return entries
+
+
+def sentence(value: Any, where: str) -> str:
+    """A text that says something, with white space made single."""
+    words = " ".join(value.split()) if isinstance(value, str) else ""
+    if not words:
+        raise DataError(f"{where}: the expression is empty", "give it a text, or take it out of the file")
+    return words
+
+
+def tags(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What SALMA's own sets say beside the official keys."""
+    found = entry.get("tags")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def track(masks: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
+    """The masks of one object over the frames."""
+    if key not in masks:
+        raise DataError(
+            f"{where}: no masks under key {key!r}", "fetch the masks that belong to these expressions"
+        )
+    return listing(masks[key], f"{where}, key {key}")
+
+
+def split_of(split: str, known: Sequence[str], name: str) -> str:
+    """The split, if the set has it."""
+    if split not in known:
+        raise DataError(f"{name} has no split {split!r}", f"choose one of {', '.join(known)}")
+    return split
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,107 @@
+"""MeViS and ReVOS: expressions that name masks by ``anno_id`` in one ``mask_dict.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from salmacli.config.files import read_json
+from salmacli.data import rle
+from salmacli.data.benchmarks import Benchmark
+from salmacli.data.readers import checks
+from salmacli.data.records import Expression, Video
+from salmacli.errors import DataError
+
+MEVIS_SPLITS = ("train", "valid_u", "valid", "test")
+REVOS_SPLITS = ("train", "valid")
+REVOS_KINDS = {0: "referring", 1: "reasoning", 2: "no-target"}
+
+
+class MaskDictSet(Benchmark):
+    """Several ``anno_id`` of an expression are united.
+
+    Attributes:
+        frames_root: Holds ``<video>/<frame>.jpg``.
+        masks_path: ``mask_dict.json``, read when the first truth is asked for; None where there is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        split: str,
+        videos: Sequence[Video],
+        frames_root: Path,
+        masks_path: Path | None,
+    ) -> None:
+        super().__init__(name, root, split, videos)
+        self.frames_root = frames_root
+        self.masks_path = masks_path
+        self._masks: dict[str, Any] | None = None
+
+    def frame_path(self, video: Video, frame: str) -> Path:
+        """See ``Benchmark``."""
+        return self.frames_root / video.name / f"{frame}.jpg"
+
+    def truth(self, video: Video, expression: Expression) -> list[rle.RLE] | None:
+        """See ``Benchmark``."""
+        if self.masks_path is None:
+            return None
+        if self._masks is None:
+            self._masks = checks.mapping(read_json(self.masks_path), str(self.masks_path))
+        where = f"{self.masks_path}, expression {expression.id}"
+        tracks = [checks.track(self._masks, key, where) for key in expression.targets]
+        return self.unite(video, tracks, str(self.masks_path))
+
+
+def open_mevis(root: Path, split: str) -> Benchmark:
+    """MeViS: ``<split>/{JPEGImages, meta_expressions.json, mask_dict.json}``."""
+    folder = root / checks.split_of(split, MEVIS_SPLITS, "mevis")
+    masks = folder / "mask_dict.json"
+    videos = _videos(folder / "meta_expressions.json", masks.is_file())
+    if split in ("train", "valid_u") and not masks.is_file():
+        raise DataError(f"{masks} is missing", "fetch it, this split's masks are public")
+    return MaskDictSet(
+        "mevis", root, split, videos, folder / "JPEGImages", masks if masks.is_file() else None
+    )
+
+
+def open_revos(root: Path, split: str) -> Benchmark:
+    """ReVOS: ``meta_expressions_<split>_.json``, ``mask_dict.json``, frames beside or in ``JPEGImages``."""
+    checks.split_of(split, REVOS_SPLITS, "revos")
+    masks = root / "mask_dict.json"
+    if not masks.is_file():
+        raise DataError(f"{masks} is missing", "fetch it, the masks of ReVOS are public")
+    videos = _videos(root / f"meta_expressions_{split}_.json", True, kinds=REVOS_KINDS)
+    frames_root = root / "JPEGImages"
+    return MaskDictSet("revos", root, split, videos, frames_root if frames_root.is_dir() else root, masks)
+
+
+def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -> list[Video]:
+    videos = []
+    for name, video in sorted(checks.read_videos(path).items()):
+        where = f"{path}, video {name}"
+        found = checks.expressions(video, where)
+        records = tuple(
+            _expression(key, entry, f"{where}, expression {key}", with_masks, kinds)
+            for key, entry in found.items()
+        )
+        videos.append(Video(name, checks.frame_names(video, where), records))
+    return videos
+
+
+def _expression(
+    key: str, entry: dict[str, Any], where: str, with_masks: bool, kinds: dict[int, str] | None
+) -> Expression:
+    kind = "referring"
+    if kinds is not None:
+        type_id = checks.number(entry.get("type_id"), f"{where}, key type_id")
+        if type_id not in kinds:
+            raise DataError(f"{where}: type_id {type_id} is not one of {list(kinds)}", checks.MEND)
+        kind = kinds[type_id]
+    targets: tuple[str, ...] = ()
+    if with_masks:
+        ids = checks.listing(entry.get("anno_id"), f"{where}, key anno_id")
+        targets = tuple(str(checks.number(one, f"{where}, key anno_id")) for one in ids)
+    return Expression(key, checks.sentence(entry["exp"], where), targets, kind, checks.tags(entry))

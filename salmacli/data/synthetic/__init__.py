@@ -1,0 +1,1 @@
+"""A small procedural benchmark, written in the official layouts of the real ones."""

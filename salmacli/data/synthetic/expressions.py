@@ -1,0 +1,315 @@
+"""The grammar: meanings put into words, and a draw of expressions for a scene in a fixed mix of categories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from salmacli.data.synthetic.meaning import Facts, Meaning, Phrase, has_distractor, needs_motion, referents
+from salmacli.data.synthetic.scene import PAIRS, Pair, Thing
+
+# Weights of the draw. Scenes do not always offer a relation, an order or a plural, so these three stand
+# above the shares they come out at: 45, 20, 12, 8, 10 and 5 %.
+MIX: dict[str, float] = {
+    "attribute": 0.40,
+    "motion": 0.19,
+    "relation": 0.15,
+    "ordinal": 0.13,
+    "several": 0.09,
+    "none": 0.04,
+}
+
+_NOUNS = ("object", "shape", "thing")
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+_RANKS = {1: "first", 2: "second", 3: "third", 4: "fourth"}
+_MOTION_WORDS: dict[str, tuple[str, ...]] = {
+    "left": ("moving left", "moving to the left", "going left"),
+    "right": ("moving right", "moving to the right", "going right"),
+    "up": ("moving up", "going up", "rising"),
+    "down": ("moving down", "going down", "sinking"),
+    "circling": ("moving in a circle", "going round in a circle", "circling"),
+    "still": ("staying still", "standing still", "not moving"),
+    "growing": ("growing", "getting bigger", "becoming larger"),
+}
+_EVENT_WORDS = {
+    "enters": ("entering the picture", "coming in from outside"),
+    "leaves": ("leaving the picture", "going out of the picture"),
+}
+_SIDE_WORDS = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_ENDS = {
+    "from the left": ("leftmost", "farthest to the left"),
+    "from the right": ("rightmost", "farthest to the right"),
+    "from the top": ("topmost", "highest up"),
+    "from the bottom": ("lowest", "nearest to the bottom"),
+}
+_SIZES = {"small": ("small", "little"), "big": ("big", "large")}
+_TEXTURES = {
+    "striped": ("striped", "with stripes"),
+    "dotted": ("dotted", "with dots"),
+    "plain": ("plain", "plain"),
+}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An expression about a scene.
+
+    Attributes:
+        text: Lower case, no full stop.
+        meaning: What it says; None for a made-up target.
+        targets: Indices of things, sorted.
+        category: A key of ``MIX``.
+        distractor: See ``has_distractor``.
+    """
+
+    text: str
+    meaning: Meaning
+    targets: tuple[int, ...]
+    category: str
+    distractor: bool
+
+
+def draw_expressions(
+    rng: np.random.Generator, facts: Facts, count: int, allowed: frozenset[Pair], said: frozenset[Pair]
+) -> list[Spoken]:
+    """Draws different expressions whose targets are all of allowed pairs.
+
+    Args:
+        rng: Source of all chance.
+        facts: The scene.
+        count: How many to aim at; fewer where the scene does not offer more.
+        allowed: Pairs that may be referred to.
+        said: Pairs that may be named without being there (category "none").
+    """
+    eligible = [i for i, thing in enumerate(facts.things) if thing.pair in allowed and facts.seen(i)]
+    spoken: list[Spoken] = []
+    if not eligible:
+        return spoken
+    texts: set[str] = set()
+    targets: set[tuple[Meaning, tuple[int, ...]]] = set()
+    categories = list(MIX)
+    for _ in range(count * 3):
+        if len(spoken) == count:
+            break
+        category = categories[int(rng.choice(len(categories), p=list(MIX.values())))]
+        found = draw_one(rng, facts, category, eligible, said)
+        if found and found.text not in texts and (found.meaning, found.targets) not in targets:
+            spoken.append(found)
+            texts.add(found.text)
+            targets.add((found.meaning, found.targets))
+    return spoken
+
+
+def draw_one(
+    rng: np.random.Generator, facts: Facts, category: str, eligible: Sequence[int], said: frozenset[Pair]
+) -> Spoken | None:
+    """Draws one expression of a category; None where the scene seems to offer none."""
+    for _ in range(24):
+        target = int(eligible[int(rng.integers(len(eligible)))])
+        meaning = _DRAWS[category](rng, facts, target) if category != "none" else _nothing(rng, facts, said)
+        if meaning is None:
+            continue
+        meant = referents(facts, meaning)
+        if meant is None or not _wanted(rng, facts, meaning, category, meant, target):
+            continue
+        if not meant <= set(eligible):
+            continue
+        targets = tuple(sorted(meant))
+        text = wording(rng, meaning, len(targets))
+        return Spoken(text, meaning, targets, category, has_distractor(facts, targets))
+    return None
+
+
+def _wanted(
+    rng: np.random.Generator,
+    facts: Facts,
+    meaning: Meaning,
+    category: str,
+    meant: frozenset[int],
+    target: int,
+) -> bool:
+    if category == "none":
+        return not meant
+    if category == "several":
+        return len(meant) >= 2
+    if meant != {target}:
+        return False
+    # Most motion expressions cannot be answered from one frame.
+    return category != "motion" or needs_motion(facts, meaning) or rng.random() < 0.12
+
+
+def _phrase(rng: np.random.Generator, thing: Thing, weights: Sequence[float]) -> Phrase:
+    """Says some of a thing's attributes; the weights are for: nothing, shape, colour, both, size, texture
+    and both, size or texture with one of them.
+    """
+    size = thing.size if thing.size != "changing" else None
+    texture = thing.texture if thing.texture != "plain" else None
+    choices = (
+        Phrase(),
+        Phrase(shape=thing.shape),
+        Phrase(colour=thing.colour),
+        Phrase(thing.colour, thing.shape),
+        Phrase(thing.colour, thing.shape, size=size)
+        if size
+        else Phrase(thing.colour, thing.shape, texture=texture),
+        Phrase(shape=thing.shape, texture=texture) if texture else Phrase(shape=thing.shape, size=size),
+    )
+    return choices[int(rng.choice(len(choices), p=np.array(weights) / sum(weights)))]
+
+
+def _attribute(rng: np.random.Generator, facts: Facts, target: int) -> Meaning | None:
+    return Meaning(_phrase(rng, facts.things[target], (0, 2, 1.2, 5, 2, 1.5)))
+
+
+def _motion(rng: np.random.Generator, facts: Facts, target: int) -> Meaning | None:
+    thing = facts.things[target]
+    phrase = _phrase(rng, thing, (2, 4, 1.5, 1, 0, 0.5))
+    if thing.event != "stays" and rng.random() < 0.4:
+        return Meaning(phrase, event=thing.event)
+    return Meaning(phrase, motion=thing.motion)
+
+
+def _relation(rng: np.random.Generator, facts: Facts, target: int) -> Meaning | None:
+    others = [index for index in range(len(facts.things)) if index != target]
+    anchor = facts.things[int(rng.choice(others))]
+    side = ("left", "right", "above", "below")[int(rng.integers(4))]
+    phrase = _phrase(rng, facts.things[target], (1, 5, 1, 1, 0, 0))
+    return Meaning(phrase, side=side, anchor=_phrase(rng, anchor, (0, 1, 0.4, 3, 0, 0)))
+
+
+def _ordinal(rng: np.random.Generator, facts: Facts, target: int) -> Meaning | None:
+    orders = ("from the left", "from the right", "from the top", "from the bottom", "biggest", "smallest")
+    order = orders[int(rng.integers(len(orders)))]
+    rank = 1 if order in ("biggest", "smallest") or rng.random() < 0.55 else int(rng.integers(2, 4))
+    return Meaning(_phrase(rng, facts.things[target], (2, 4, 2, 0, 0, 0)), order=order, rank=rank)
+
+
+def _several(rng: np.random.Generator, facts: Facts, target: int) -> Meaning | None:
+    thing = facts.things[target]
+    texture = thing.texture if thing.texture != "plain" else None
+    size = thing.size if thing.size != "changing" else None
+    choices = (
+        Phrase(shape=thing.shape),
+        Phrase(colour=thing.colour),
+        Phrase(texture=texture) if texture else Phrase(shape=thing.shape),
+        Phrase(size=size) if size else Phrase(colour=thing.colour),
+    )
+    pick = int(rng.integers(6))
+    if pick < len(choices):
+        return Meaning(choices[pick], several=True)
+    return Meaning(Phrase(), motion=thing.motion, several=True)
+
+
+def _nothing(rng: np.random.Generator, facts: Facts, said: frozenset[Pair]) -> Meaning | None:
+    """Half of them near misses: the shape is there, in another colour."""
+    present = {thing.shape for thing in facts.things}
+    pool = [pair for pair in PAIRS if pair in said and (pair[1] in present or rng.random() < 0.5)]
+    return Meaning(Phrase(*pool[int(rng.integers(len(pool)))])) if pool else None
+
+
+_DRAWS: dict[str, Callable[[np.random.Generator, Facts, int], Meaning | None]] = {
+    "attribute": _attribute,
+    "motion": _motion,
+    "relation": _relation,
+    "ordinal": _ordinal,
+    "several": _several,
+}
+
+
+def wording(rng: np.random.Generator, meaning: Meaning, count: int) -> str:
+    """Puts a meaning into words.
+
+    Args:
+        rng: Chooses among synonyms.
+        meaning: What to say.
+        count: How many things are meant; used only in plurals.
+    """
+    if meaning.several:
+        return _plural(rng, meaning, count)
+    noun, after = noun_phrase(rng, meaning.phrase)
+    if meaning.motion is not None:
+        after = [*after, _one_of(rng, _MOTION_WORDS[meaning.motion])]
+    elif meaning.event is not None:
+        after = [*after, _one_of(rng, _EVENT_WORDS[meaning.event])]
+    elif meaning.side is not None and meaning.anchor is not None:
+        anchor, tail = noun_phrase(rng, meaning.anchor)
+        after = [*after, _one_of(rng, _SIDE_WORDS[meaning.side]), "the", *anchor, *tail]
+    elif meaning.order in ("biggest", "smallest"):
+        words = {"biggest": ("biggest", "largest"), "smallest": ("smallest",)}[meaning.order]
+        noun = [_one_of(rng, words), *noun]
+    elif meaning.order is not None:
+        if meaning.rank == 1 and rng.random() < 0.8:
+            end = _ENDS[meaning.order]
+            noun, after = ([end[0], *noun], after) if rng.random() < 0.7 else (noun, [*after, end[1]])
+        else:
+            noun, after = [_RANKS[meaning.rank], *noun], [*after, meaning.order]
+    return " ".join(["the", *noun, *after])
+
+
+def noun_phrase(rng: np.random.Generator, phrase: Phrase) -> tuple[list[str], list[str]]:
+    """The words up to the noun, without article, and those that have to follow it."""
+    before: list[str] = []
+    after: list[str] = []
+    if phrase.size is not None:
+        before.append(_one_of(rng, _SIZES[phrase.size]))
+    if phrase.texture is not None:
+        short, long = _TEXTURES[phrase.texture]
+        if rng.random() < 0.6 or short == long:
+            before.append(short)
+        else:
+            after.append(long)
+    if phrase.colour is not None:
+        before.append(phrase.colour)
+    return [*before, phrase.shape or _one_of(rng, _NOUNS)], after
+
+
+def _plural(rng: np.random.Generator, meaning: Meaning, count: int) -> str:
+    (*before, noun), after = noun_phrase(rng, meaning.phrase)
+    if meaning.motion is not None:
+        after = [*after, _one_of(rng, _MOTION_WORDS[meaning.motion])]
+    many = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    starts = [["the", _NUMBERS[count]], ["all", "the"], ["both"] if count == 2 else ["all"]]
+    if rng.random() < 0.2:
+        return " ".join(["every", *before, noun, *after])
+    return " ".join([*starts[int(rng.integers(3))], *before, many, *after])
+
+
+def _one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def annotators(rng: np.random.Generator, facts: Facts, target: int) -> list[str] | None:
+    """Four people's words for one thing, as Ref-DAVIS has them; None where attributes do not single it out."""
+    thing = facts.things[target]
+    size = thing.size if thing.size != "changing" else None
+    texture = thing.texture if thing.texture != "plain" else None
+    pair = Phrase(thing.colour, thing.shape)
+    single = [
+        phrase
+        for phrase in (
+            pair,
+            replace(pair, size=size),
+            replace(pair, texture=texture),
+            Phrase(shape=thing.shape),
+        )
+        if referents(facts, Meaning(phrase)) == {target}
+    ]
+    if not single or single[0] == Phrase(shape=thing.shape):
+        return None
+    fullest = Meaning(single[int(rng.integers(len(single)))])
+    moving = Meaning(single[0], motion=thing.motion)
+    words = [_one_of(rng, _MOTION_WORDS[thing.motion])] if referents(facts, moving) == {target} else []
+    plain, after = noun_phrase(rng, single[0])
+    return [
+        wording(rng, Meaning(single[0]), 1),
+        " ".join(["a" if plain[0][0] not in "aeiou" else "an", *plain, *after]),
+        wording(rng, fullest, 1),
+        " ".join(["the", *plain, *after, *words]),
+    ]
