@@ -22,6 +22,7 @@ from salmacli.commands.convert import convert
 from salmacli.commands.eval import evaluate
 from salmacli.commands.flops import flops
 from salmacli.commands.predict import predict
+from salmacli.commands.threshold_sweep import threshold_sweep
 from salmacli.commands.train import train
 from salmacli.errors import SalmaError
 
@@ -36,7 +37,7 @@ class _InterruptedError(Exception):
 
 
 class _PipeClosedError(Exception):
-    """The reader of stdout left; Typer turns a bare BrokenPipeError into exit code 1, which here means a bug."""
+    """The reader of stdout left; Typer turns a bare BrokenPipeError into 1, the exit code of a bug."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -63,6 +64,7 @@ app.command(rich_help_panel=_LEARN)(train)
 app.command("eval", rich_help_panel=_LEARN)(evaluate)
 app.command(rich_help_panel=_LEARN)(predict)
 app.command(rich_help_panel=_RESULTS)(aggregate)
+app.command("threshold-sweep", rich_help_panel=_RESULTS)(threshold_sweep)
 app.command(rich_help_panel=_MODELS)(convert)
 app.command(rich_help_panel=_MODELS)(flops)
 

@@ -80,10 +80,10 @@ def test_two_gloo_processes_meet(tmp_path: Path) -> None:
         "dist.destroy_process_group()\n"
     )
     # A stand-in of the package's name, so that only the way in is tested and not what lies behind it.
-    code = f"import runpy; run = runpy.run_path(r'{launch.__file__}'); run['relaunch'](2, ['train', '--x'])"
+    code = f"runpy.run_path(r'{launch.__file__}')['relaunch'](2, ['train', '--x'])"
     repository = str(Path(launch.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), repository])}
     environment.pop(launch.WORKER, None)
-    helper = f"import sys; sys.path.insert(0, r'{repository}'); {code}"
+    helper = f"import runpy, sys; sys.path.insert(0, r'{repository}'); {code}"
     subprocess.run([sys.executable, "-c", helper], env=environment, cwd=tmp_path, check=True, timeout=120)
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["3.0 ['train', '--x']"] * 2

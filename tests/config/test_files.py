@@ -73,7 +73,7 @@ def test_broken_json_says_where(tmp_path: Path, content: bytes, told: str) -> No
 def test_missing_json_and_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is missing; "):
         read_json(tmp_path / "no.json")
-    with pytest.raises(DataError, match="is a folder|cannot be read"):  # Windows calls it a permission
+    with pytest.raises(DataError, match=r"is a folder|cannot be read"):  # Windows calls it a permission
         read_json(tmp_path)
 
 

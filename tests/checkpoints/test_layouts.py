@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from salmacli.checkpoints.layouts import Layout, detect, name_layout
+from salmacli.checkpoints.load import load_checkpoint
+from salmacli.errors import CheckpointError
+
+LORA = "mllm.model.language_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+TRAINED = [LORA, "mllm.model.mlp1.0.weight", "text_hidden_fcs.0.weight"]
+DECODER = "grounding_encoder.sam2_model.sam_mask_decoder.iou_token.weight"
+EMBEDDING = "mllm.model.language_model.base_model.model.model.embed_tokens"
+
+NAMES = {
+    Layout.TRAINING_V2: [*TRAINED, DECODER, f"{EMBEDDING}.modules_to_save.default.weight"],
+    Layout.TRAINING_V1: [*TRAINED, DECODER, f"{EMBEDDING}.weight"],
+    Layout.TRAINING_CMA: [*TRAINED, DECODER, "grounding_encoder.cma.attn.in_proj_weight", "gamma"],
+    Layout.SA2VA: ["vision_model.encoder.layers.0.attn.qkv.weight", "text_hidden_fcs.0.weight", DECODER],
+    Layout.INTERNVL: [
+        "vision_model.encoder.layers.0.attn.qkv.weight",
+        "mlp1.0.weight",
+        "language_model.lm_head.weight",
+    ],
+    Layout.INTERNVL_NATIVE: ["model.vision_tower.encoder.layer.0.attention.q_proj.weight", "lm_head.weight"],
+    Layout.SAM2: ["image_encoder.trunk.pos_embed", "sam_mask_decoder.iou_token.weight", "maskmem_tpos_enc"],
+    Layout.UNKNOWN: ["encoder.weight", "decoder.weight"],
+}
+
+
+@pytest.mark.parametrize("layout", NAMES)
+def test_layouts_are_known_by_their_names(layout: Layout) -> None:
+    assert name_layout(NAMES[layout]) is layout
+
+
+def test_native_files_of_before_transformers_5_lack_a_prefix() -> None:
+    assert name_layout(["vision_tower.encoder.layer.3.lambda_1"]) is Layout.INTERNVL_NATIVE
+
+
+@pytest.mark.parametrize("layout", NAMES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_files_of_other_models_say_what_they_are(tmp_path: Path, layout: Layout, suffix: str) -> None:
+    tensors = {name: torch.zeros(1) for name in NAMES[layout]}
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        torch.save({"model" if layout is Layout.SAM2 else "state_dict": tensors, "meta": {}}, path)
+    else:
+        save_file(tensors, path)
+    assert detect(path) is layout
+    with pytest.raises(CheckpointError, match=layout.value.replace("(", r"\(").replace(")", r"\)")):
+        load_checkpoint(path)
+
+
+def test_folders_of_sharded_files(tmp_path: Path) -> None:
+    names = dict.fromkeys(NAMES[Layout.INTERNVL], "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / "config.json").write_text("{}")
+    assert detect(tmp_path) is Layout.INTERNVL
+
+
+def test_deepspeed_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "iter_100.pth"
+    folder.mkdir()
+    (folder / "mp_rank_00_model_states.pt").touch()
+    assert detect(folder) is Layout.DEEPSPEED
+
+
+def test_salma_checkpoints(run_checkpoint: Path) -> None:
+    for path in (run_checkpoint, run_checkpoint / "ckpt.pth", run_checkpoint / "model.safetensors"):
+        assert detect(path) is Layout.SALMA_FOLDER
+
+
+def test_weights_without_their_header(run_checkpoint: Path) -> None:
+    (run_checkpoint / "config.json").unlink()
+    assert detect(run_checkpoint / "model.safetensors") is Layout.SALMA_BARE
+
+
+def test_a_run_points_to_its_checkpoints(run_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds 1 checkpoints; .*step-7"):
+        detect(run_checkpoint.parents[1])
+
+
+def test_nothing_there_or_nothing_in_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is missing"):
+        detect(tmp_path / "no.pth")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        detect(tmp_path)
+    (tmp_path / "list.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is empty"):
+        detect(tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(CheckpointError, match="cut off or no checkpoint"):
+        detect(tmp_path / "text.pth")
+
+
+def test_real_files_of_the_predecessor(shared_data: Path) -> None:
+    assert detect(shared_data / "parity") is Layout.SA2VA
+    assert detect(shared_data / "parity" / "model.safetensors") is Layout.SA2VA
+    assert detect(shared_data / "parity" / "training_v2.pth") is Layout.TRAINING_V2

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from salmacli.checkpoints.export import export
+from salmacli.checkpoints.load import load_checkpoint, load_trainer_state
+from salmacli.config.files import sha256
+from salmacli.errors import CheckpointError
+
+
+class Code:
+    """What a stranger's pickle may hold."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("exit 1",)
+
+
+def _rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _header(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["", "ckpt.pth", "model.safetensors"])
+def test_every_way_to_name_it_gives_the_same_model(run_checkpoint: Path, tiny_model, name: str) -> None:
+    model, info = load_checkpoint(run_checkpoint / name)
+    assert (info.path, info.step, info.run_config["seed"]) == (run_checkpoint, 7, 0)
+    assert model.config == tiny_model.config
+    assert not model.training
+    ours, theirs = tiny_model.state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    text = "Sure, [SEG]. the ünknown"
+    assert model.tokenizer(text)["input_ids"] == tiny_model.tokenizer(text)["input_ids"]
+
+
+def test_one_pth_gives_the_same_model(run_checkpoint: Path, tiny_model, tmp_path: Path) -> None:
+    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    model, info = load_checkpoint(tmp_path / "one.pth")
+    assert info.step == 7
+    assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
+    assert model.tokenizer.get_vocab() == tiny_model.tokenizer.get_vocab()
+
+
+def test_the_record_names_the_weights_by_hash(run_checkpoint: Path) -> None:
+    _, info = load_checkpoint(run_checkpoint)
+    expected = {
+        "path": str(run_checkpoint),
+        "step": 7,
+        "sha256": sha256(run_checkpoint / "model.safetensors"),
+    }
+    assert info.record() == expected
+
+
+def test_the_trainer_state_comes_back(run_checkpoint: Path) -> None:
+    state = load_trainer_state(run_checkpoint)
+    assert state["epoch"] == 2
+    assert torch.equal(state["optimizer"]["momentum"], torch.ones(3))
+
+
+def test_keys_that_do_not_fit_are_all_told_in_one_line(run_checkpoint: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["cma.gamma"]
+        tensors["cma.delta"] = torch.zeros(1)
+        tensors["text_hidden_fcs.0.bias"] = torch.zeros(3)
+
+    _rewrite(run_checkpoint, change)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(run_checkpoint)
+    text = str(caught.value)
+    assert "1 tensor missing (cma.gamma)" in text
+    assert "1 tensor unexpected (cma.delta)" in text
+    assert "1 tensor of another shape (text_hidden_fcs.0.bias (3,) for (128,))" in text
+
+
+def test_many_faults_are_counted_and_the_first_few_named(run_checkpoint: Path) -> None:
+    _rewrite(
+        run_checkpoint,
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("cma.")],
+    )
+    with pytest.raises(
+        CheckpointError, match=r"13 tensors missing \(cma\.\S+, cma\.\S+, cma\.\S+, cma\.\S+, …\)"
+    ):
+        load_checkpoint(run_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"model": {"mllm": {}}}, "model config does not fit"),
+        ({"step": "7"}, "lacks step"),
+        ({"format": "other"}, "weights file without the config.json"),
+    ],
+)
+def test_headers_that_do_not_fit(run_checkpoint: Path, changes: dict[str, object], told: str) -> None:
+    _header(run_checkpoint, **changes)
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(run_checkpoint / "model.safetensors")
+
+
+def test_a_broken_header(run_checkpoint: Path) -> None:
+    (run_checkpoint / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+        load_checkpoint(run_checkpoint)
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000])
+def test_cut_off_weights(run_checkpoint: Path, size: int) -> None:
+    weights = run_checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is (cut off|empty)"):
+        load_checkpoint(run_checkpoint)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+def test_a_cut_off_pth(run_checkpoint: Path, tmp_path: Path, share: float) -> None:
+    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    content = (tmp_path / "one.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.pth is (cut off|empty)"):
+        load_checkpoint(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_wants_to_run_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"format": "salma", "x": Code()}, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"wants to run (posix|nt)\.system"):
+        load_checkpoint(tmp_path / "evil.pth")
+
+
+def test_a_trainer_state_that_wants_to_run_code(run_checkpoint: Path) -> None:
+    torch.save({"format": "salma-trainer", "state": Code()}, run_checkpoint / "ckpt.pth")
+    with pytest.raises(CheckpointError, match="wants to run"):
+        load_trainer_state(run_checkpoint)
+
+
+def test_a_model_without_trainer_state_cannot_go_on(run_checkpoint: Path) -> None:
+    (run_checkpoint / "ckpt.pth").unlink()
+    with pytest.raises(CheckpointError, match="holds no trainer state"):
+        load_trainer_state(run_checkpoint)
+
+
+def test_a_lonely_trainer_state_says_what_it_lacks(run_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(run_checkpoint / "ckpt.pth", tmp_path / "ckpt.pth")
+    with pytest.raises(CheckpointError, match="without the weights"):
+        load_checkpoint(tmp_path / "ckpt.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": [1]},
+        {"state_dict": {"a": 1}},
+        {"state_dict": {}, "tokenizer": {"../x": 1}},
+        {"state_dict": {}, "tokenizer": None},
+    ],
+)
+def test_a_pth_of_wrong_parts(tmp_path: Path, content: dict[str, object]) -> None:
+    header = {"format": "salma", "schema": 1, "step": 1, "model": {}, "run_config": {}}
+    torch.save({**header, **content}, tmp_path / "one.pth")
+    with pytest.raises(CheckpointError, match="is not a mapping"):
+        load_checkpoint(tmp_path / "one.pth")
+
+
+def test_tokenizer_files_cannot_leave_their_folder(run_checkpoint: Path, tmp_path: Path) -> None:
+    from salmacli.errors import DataError
+
+    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    content = torch.load(tmp_path / "one.pth", weights_only=True)
+    content["tokenizer"]["../outside"] = "x"
+    torch.save(content, tmp_path / "one.pth")
+    with pytest.raises(DataError, match="plain name"):
+        load_checkpoint(tmp_path / "one.pth")
+
+
+def test_a_broken_tokenizer(run_checkpoint: Path) -> None:
+    (run_checkpoint / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
+        load_checkpoint(run_checkpoint)

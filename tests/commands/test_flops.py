@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from salmacli.cli import main
+
+
+def test_table_and_json_say_the_same(run_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flops", "--checkpoint", str(run_checkpoint), "--frames", "5"]) == 0
+    table = capsys.readouterr().out
+    assert main(["flops", "--frames", "5", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert f"{record['total'] / 1e9:,.3f}" in table
+    assert f"{record['mba_share']:.2%}" in table
+    assert sum(part["share"] for part in record["parts"]) == pytest.approx(1)
+    assert record["total"] == sum(part["flops"] * part["runs"] for part in record["parts"])
+
+
+def test_an_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flops", "--preset", "huge"]) == 2
+    assert "tiny" in capsys.readouterr().err
