@@ -96,8 +96,10 @@ def _runs(rle: Mapping[str, Any]) -> NDArray[np.int64]:
 
 
 def _runs_of_string(counts: str) -> NDArray[np.int64]:
-    """COCO's string form: 5 bits a character from 48 up, the sixth bit says that more follow; from the
-    fourth run on, the difference to the run two before is stored.
+    """Run lengths from COCO's string form.
+
+    A character holds 5 bits from 48 up, the sixth bit says that more follow; from the fourth run on, the
+    difference to the run two before is stored.
 
     Source: the format of cocoapi's ``maskApi.c`` (``rleFrString``).
     """

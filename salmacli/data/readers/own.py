@@ -23,7 +23,7 @@ def open_own(root: Path, split: str) -> Benchmark:
     for index, value in enumerate(checks.listing(read_json(path), str(path))):
         where = f"{path}, entry {index}"
         entry = checks.mapping(value, where)
-        file = safe_name(entry.get("image"), f"{where}, key image")  # type: ignore[arg-type]
+        file = safe_name(str(entry.get("image", "")), f"{where}, key image")
         masks = checks.listing(entry.get("mask"), f"{where}, key mask")
         texts = checks.listing(entry.get("text"), f"{where}, key text")
         if len(masks) != len(texts):

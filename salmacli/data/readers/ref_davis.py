@@ -65,8 +65,10 @@ class NumberedSet(Benchmark):
 
 
 def open_davis(root: Path, split: str) -> Benchmark:
-    """Ref-DAVIS17: ``meta_expressions/valid/meta_expressions.json``, ``valid/JPEGImages`` and
-    ``valid/mask_dict.pkl`` or an ``Annotations`` folder.
+    """Opens Ref-DAVIS17.
+
+    It has ``meta_expressions/valid/meta_expressions.json``, ``valid/JPEGImages`` and ``valid/mask_dict.pkl``
+    or an ``Annotations`` folder.
     """
     checks.split_of(split, ("valid",), "davis")
     meta = first_of(root, ("meta_expressions/valid/meta_expressions.json",), "davis")

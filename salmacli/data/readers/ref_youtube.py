@@ -12,7 +12,9 @@ from salmacli.data.records import Expression, Video
 
 
 def open_refytvos(root: Path, split: str) -> Benchmark:
-    """``meta_expressions/<split>/meta_expressions.json``, ``<split>/JPEGImages``, and for training
+    """Opens Ref-YouTube-VOS.
+
+    It has ``meta_expressions/<split>/meta_expressions.json``, ``<split>/JPEGImages``, and for training
     ``mask_dict.pkl`` or ``train/Annotations``.
     """
     checks.split_of(split, ("train", "valid"), "refytvos")

@@ -83,12 +83,14 @@ def open_refcoco(name: str, root: Path, split: str) -> Benchmark:
             )
         sentences.setdefault(image, []).extend(_expressions(ref, target, where))
     pictures: dict[str, Path] = {}
-    for image in sentences:
-        file = safe_name(files[image].get("file_name"), f"{instances_path}, image {image}")
-        pictures[Path(file).stem] = pictures_folder / file
-    videos = [
-        Video(stem, (stem,), tuple(sentences[image])) for image, stem in zip(sentences, pictures, strict=True)
-    ]
+    videos = []
+    for image, spoken in sentences.items():
+        file = safe_name(str(files[image].get("file_name", "")), f"{instances_path}, image {image}")
+        stem = Path(file).stem
+        if stem in pictures:
+            raise DataError(f"{instances_path}: two images are named {file}", checks.MEND)
+        pictures[stem] = pictures_folder / file
+        videos.append(Video(stem, (stem,), tuple(spoken)))
     shapes = {str(key): annotation.get("segmentation") for key, annotation in annotations.items()}
     return PictureSet(name, root, split, videos, pictures, shapes)
 

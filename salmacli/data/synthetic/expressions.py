@@ -1,4 +1,4 @@
-"""The grammar: meanings put into words, and a draw of expressions for a scene in a fixed mix of categories."""
+"""The grammar: meanings put into words, and a draw of expressions for a scene in a mix of categories."""
 
 from __future__ import annotations
 
@@ -146,8 +146,9 @@ def _wanted(
 
 
 def _phrase(rng: np.random.Generator, thing: Thing, weights: Sequence[float]) -> Phrase:
-    """Says some of a thing's attributes; the weights are for: nothing, shape, colour, both, size, texture
-    and both, size or texture with one of them.
+    """Says some of a thing's attributes.
+
+    The weights are for nothing, shape, colour, both, both with size or texture, shape with texture or size.
     """
     size = thing.size if thing.size != "changing" else None
     texture = thing.texture if thing.texture != "plain" else None
@@ -286,7 +287,7 @@ def _one_of(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 
 def annotators(rng: np.random.Generator, facts: Facts, target: int) -> list[str] | None:
-    """Four people's words for one thing, as Ref-DAVIS has them; None where attributes do not single it out."""
+    """Four people's words for one thing, as in Ref-DAVIS; None where attributes do not single it out."""
     thing = facts.things[target]
     size = thing.size if thing.size != "changing" else None
     texture = thing.texture if thing.texture != "plain" else None
@@ -299,13 +300,15 @@ def annotators(rng: np.random.Generator, facts: Facts, target: int) -> list[str]
             replace(pair, texture=texture),
             Phrase(shape=thing.shape),
         )
-        if referents(facts, Meaning(phrase)) == {target}
+        if referents(facts, Meaning(phrase)) == frozenset({target})
     ]
     if not single or single[0] == Phrase(shape=thing.shape):
         return None
     fullest = Meaning(single[int(rng.integers(len(single)))])
     moving = Meaning(single[0], motion=thing.motion)
-    words = [_one_of(rng, _MOTION_WORDS[thing.motion])] if referents(facts, moving) == {target} else []
+    words = (
+        [_one_of(rng, _MOTION_WORDS[thing.motion])] if referents(facts, moving) == frozenset({target}) else []
+    )
     plain, after = noun_phrase(rng, single[0])
     return [
         wording(rng, Meaning(single[0]), 1),

@@ -19,7 +19,7 @@ from PIL import Image
 from salmacli.config.files import write_atomic
 from salmacli.data import rle
 from salmacli.data.synthetic.scene import HEIGHT, WIDTH
-from salmacli.data.synthetic.video import FRAME_NAMES, Sentence, Story
+from salmacli.data.synthetic.video import FRAME_NAMES, SPLITS, Sentence, Story
 
 FOLDERS = {
     "mevis": "mevis",
@@ -111,8 +111,10 @@ def write_revos(root: Path, stories: Stories) -> None:
 
 
 def write_davis(root: Path, stories: Sequence[Story]) -> None:
-    """Four annotators per object, expression number object * 4 + annotator; masks both as the pickle of later
-    work and as the official annotations, in which a pixel is its object's number.
+    """Four annotators per object, expression number object * 4 + annotator.
+
+    Masks are there both as the pickle of later work and as the official annotations, in which a pixel is its
+    object's number.
     """
     top = root / "davis17"
     videos: dict[str, Any] = {}
@@ -143,8 +145,10 @@ def _tags_of(story: Story, target: int) -> dict[str, Any]:
 
 
 def write_refytvos(root: Path, stories: Stories) -> None:
-    """One object per expression. The masks of ``train`` go by the running number of the expression; those of
-    ``valid`` are kept back, as they are by the organisers of the real set.
+    """One object per expression.
+
+    The masks of ``train`` go by the running number of the expression; those of ``valid`` are kept back, as
+    the organisers of the real set do.
     """
     top = root / "rvos"
     masks: dict[str, Any] = {}
@@ -172,16 +176,16 @@ def _rvos_entry(sentence: Sentence, split: str) -> dict[str, Any]:
 
 
 def write_refcoco(root: Path, stories: Stories) -> None:
-    """One frame per video as the picture. ``testA`` is the held-out split, ``testB`` its expressions with
-    a salient distractor; RefCOCO+ drops what speaks of places, as the real one does.
+    """One frame per video as the picture.
+
+    ``testA`` is the held-out split, ``testB`` its expressions with a salient distractor; RefCOCO+ drops what
+    speaks of places, as the real one does.
     """
     top = root / "refcoco"
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     refs: dict[str, list[dict[str, Any]]] = {"refcoco": [], "refcoco+": [], "refcocog": []}
-    for split, story in (
-        (split, story) for split in ("train", "valid", "held_out") for story in stories[split]
-    ):
+    for split, story in [(one, story) for one in SPLITS for story in stories[one]]:
         image_id = len(images) + 1
         file = f"COCO_train2014_{image_id:012d}.jpg"
         _link(_still(root, split, story), top / "coco2014" / "train2014" / file)

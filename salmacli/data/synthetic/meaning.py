@@ -1,4 +1,4 @@
-"""What a phrase picks out in a scene, decided from where things really are, with "cannot be said" as an answer.
+"""What a phrase picks out in a scene, from where things really are, with "cannot be said" as an answer.
 
 Every expression is written only if this module finds exactly its targets, so none is ambiguous.
 """
@@ -83,6 +83,7 @@ class Facts:
 
     @property
     def things(self) -> tuple[Thing, ...]:
+        """The scene's, from back to front."""
         return self.scene.things
 
     def seen(self, index: int) -> bool:
@@ -113,11 +114,11 @@ def referents(facts: Facts, meaning: Meaning) -> frozenset[int] | None:
 
 def _moving(facts: Facts, among: list[int], motion: str) -> frozenset[int] | None:
     things = facts.things
-    if motion in ("still", "growing"):
-        # What grows stays in its place as well, and what comes in from the edge shows more and more of itself.
-        vague = {"still": lambda t: t.motion == "growing", "growing": lambda t: t.event != "stays"}[motion]
-        if any(vague(things[index]) for index in among):
-            return None
+    # What grows stays in its place as well, and what comes in from the edge shows more and more of itself.
+    if motion == "still" and any(things[index].motion == "growing" for index in among):
+        return None
+    if motion == "growing" and any(things[index].event != "stays" for index in among):
+        return None
     return frozenset(index for index in among if things[index].motion == motion)
 
 

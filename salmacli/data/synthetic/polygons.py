@@ -24,7 +24,8 @@ def outline(mask: NDArray[np.bool_]) -> list[list[float]]:
     """
     open_chains: list[tuple[int, list[Run]]] = []
     done: list[tuple[int, list[Run]]] = []
-    for column in range(mask.shape[1]):
+    filled = np.flatnonzero(mask.any(axis=0))
+    for column in range(int(filled[0]), int(filled[-1]) + 1) if filled.size else ():
         runs = _runs(mask[:, column])
         carried: list[tuple[int, list[Run]]] = []
         taken: set[Run] = set()
@@ -59,7 +60,7 @@ def _polygon(start: int, chain: list[Run]) -> list[float]:
     # A corner on the straight line between its neighbours says nothing.
     bends = [
         p
-        for a, p, b in zip(around, around[1:], around[2:])
+        for a, p, b in zip(around, around[1:], around[2:], strict=False)
         if not (a[0] == p[0] == b[0] or a[1] == p[1] == b[1])
     ]
     return [float(value) for point in bends for value in point]

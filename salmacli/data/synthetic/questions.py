@@ -66,7 +66,7 @@ def _questions(rng: np.random.Generator, facts: Facts, target: int) -> list[Spok
 
 
 def _ask(facts: Facts, target: int, meaning: Meaning, text: str, category: str) -> Spoken | None:
-    if referents(facts, meaning) != {target}:
+    if referents(facts, meaning) != frozenset({target}):
         return None
     return Spoken(text, meaning, (target,), category, has_distractor(facts, (target,)))
 

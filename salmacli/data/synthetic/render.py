@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from PIL import Image
 
 from salmacli.data.synthetic.scene import FRAMES, HEIGHT, WIDTH, Scene, Thing
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 _GROUNDS = ((96, 94, 90), (122, 108, 88), (78, 92, 78), (120, 130, 140), (66, 70, 84), (150, 144, 132))
 
@@ -72,25 +73,24 @@ def _draw(thing: Thing, frames: Floats, masks: NDArray[np.bool_], index: int) ->
 def _distance(shape: str, u: Floats, v: Floats) -> Floats:
     """Signed distance to the outline in units of the radius, negative inside; exact near straight edges."""
     if shape == "circle":
-        return np.hypot(u, v) - 1
+        return np.asarray(np.hypot(u, v) - 1)
     if shape == "ring":
-        return np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.25)
+        return np.asarray(np.abs(np.hypot(u, v) - np.float32(0.75)) - np.float32(0.25))
     if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.86)
+        return np.asarray(np.maximum(np.abs(u), np.abs(v)) - np.float32(0.86))
     if shape == "triangle":
         sides = np.float32(0.866) * np.abs(u) - np.float32(0.5) * v - np.float32(0.5)
-        return np.maximum(v - np.float32(0.72), sides)
+        return np.asarray(np.maximum(v - np.float32(0.72), sides))
     if shape == "cross":
         wide = np.maximum(np.abs(u) - 1, np.abs(v) - np.float32(0.34))
         tall = np.maximum(np.abs(v) - 1, np.abs(u) - np.float32(0.34))
-        return np.minimum(wide, tall)
+        return np.asarray(np.minimum(wide, tall))
     # Star: fold the plane onto one half of one of the five points, whose outline is a single straight edge.
     sector = np.float32(2 * np.pi / 5)
     folded = np.abs(np.mod(np.arctan2(u, -v) + sector / 2, sector) - sector / 2)
     length = np.hypot(u, v)
-    return np.float32(0.368) * (length * np.cos(folded) - np.float32(1.12)) + np.float32(
-        0.93
-    ) * length * np.sin(folded)
+    beyond = length * np.cos(folded) - np.float32(1.12)
+    return np.asarray(np.float32(0.368) * beyond + np.float32(0.93) * length * np.sin(folded))
 
 
 def _paint(thing: Thing, u: Floats, v: Floats, distance: Floats) -> Floats:
@@ -133,4 +133,4 @@ def _noise(rng: np.random.Generator, cells: int) -> Floats:
     """(H, W) smooth noise, 0..1."""
     coarse = rng.random((cells * 3 // 4 + 1, cells)).astype(np.float32)
     smooth = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
-    return np.clip(smooth, 0, 1)
+    return np.asarray(np.clip(smooth, 0, 1))

@@ -65,6 +65,7 @@ class Thing:
 
     @property
     def pair(self) -> Pair:
+        """Colour and shape, what the splits are made by."""
         return self.colour, self.shape
 
     @property
@@ -122,8 +123,9 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
 
 
 def _draw_pairs(rng: np.random.Generator, count: int, held_out: bool) -> list[Pair]:
-    """Pairs of a scene, nearly always distinct, with shapes and colours that recur now and then, since only
-    then ordinals, plurals and motion are needed to tell things apart.
+    """Draws the pairs of a scene, nearly always distinct.
+
+    Shapes and colours recur now and then: only then are ordinals and motion needed to tell things apart.
     """
     pairs: list[Pair] = []
     while len(pairs) < count:
@@ -232,5 +234,4 @@ def _straight(
             return None
     drift = np.zeros(2)
     drift[1 - axis] = rng.uniform(-5.0, 5.0)
-    ways = np.asarray(start + np.linspace(0, 1, FRAMES)[:, None] * (step * length + drift))
-    return ways
+    return np.asarray(start + np.linspace(0, 1, FRAMES)[:, None] * (step * length + drift))

@@ -86,7 +86,7 @@ def make_video(seed: int, split: str, index: int, folder: Path) -> Story:
         masks=tuple(
             tuple(rle.encode(mask) if mask.any() else None for mask in thing) for thing in drawn.masks
         ),
-        foreground=tuple(rle.encode(mask) for mask in drawn.masks.any(axis=0)),
+        foreground=tuple(rle.encode(mask) for mask in np.asarray(drawn.masks.any(axis=0))),
         sentences=tuple(_sentence(one) for one in spoken),
         questions=tuple(_sentence(one) for one in questions),
         annotators=tuple((target, tuple(words)) for target, words in people if words is not None),
