@@ -85,7 +85,7 @@ def evaluate(
     """
     protocol = _protocol(benchmark)
     found = Predictions(predictions)
-    _check_same(benchmark, found)
+    check_same(benchmark, found)
     scored = in_threads(
         lambda video: _score_video(benchmark, found, video, missing),
         benchmark.videos,
@@ -163,21 +163,26 @@ def check_asked(benchmark: Benchmark, video: PredictedVideo, expression: Express
         )
 
 
-def _protocol(benchmark: Benchmark) -> Protocol:
-    if benchmark.name not in PROTOCOLS:
-        raise DataError(
-            f"there is no protocol to score {benchmark.name!r}", f"use one of {', '.join(PROTOCOLS)}"
-        )
-    return PROTOCOLS[benchmark.name]
+def check_same(benchmark: Benchmark, found: Predictions) -> None:
+    """Refuse predictions that say they are of another benchmark or split.
 
-
-def _check_same(benchmark: Benchmark, found: Predictions) -> None:
+    Raises:
+        DataError: They are.
+    """
     for key, asked in (("benchmark", benchmark.name), ("split", benchmark.split)):
         said = found.record.get(key, asked)
         if said != asked:
             raise DataError(
                 f"{found.folder} holds predictions of {key} {said!r}, not {asked!r}", "name the other one"
             )
+
+
+def _protocol(benchmark: Benchmark) -> Protocol:
+    if benchmark.name not in PROTOCOLS:
+        raise DataError(
+            f"there is no protocol to score {benchmark.name!r}", f"use one of {', '.join(PROTOCOLS)}"
+        )
+    return PROTOCOLS[benchmark.name]
 
 
 def _origin(found: Predictions, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -72,6 +73,18 @@ class RunFolder:
         return max(runs, key=lambda run: (run._created(), run.name))
 
     @classmethod
+    def choose(cls, run: str | os.PathLike[str] | None, root: str | os.PathLike[str] = RUNS) -> RunFolder:
+        """The run a user names by folder, or by name below ``root``; the newest where nothing is named.
+
+        Raises:
+            DataError: There is no such run.
+        """
+        if run is None:
+            return cls.newest(root)
+        below = Path(root) / run
+        return cls(below if not Path(run).exists() and below.is_dir() else run)
+
+    @classmethod
     def all(cls, root: str | os.PathLike[str] = RUNS) -> list[RunFolder]:
         """Every run below ``root``, by name; none where the folder is missing."""
         return [cls(record.parent) for record in sorted(Path(root).glob("*/run.json"))]
@@ -114,6 +127,10 @@ class RunFolder:
             raise DataError(f"run {self.path} has no checkpoint yet", "train on: salma train --resume")
         return checkpoints[-1]
 
+    def newest_step(self) -> int:
+        """Step of the newest checkpoint; raises as :meth:`newest_checkpoint` does."""
+        return int(self.newest_checkpoint().name.removeprefix("step-"))
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` checkpoints."""
         for old in self.checkpoints()[: -max(keep, 1)]:
@@ -121,11 +138,6 @@ class RunFolder:
             going = old.with_name(f".{old.name}.removed")
             old.rename(going)
             shutil.rmtree(going)
-
-    def prune(self, keep: int) -> None:
-        """Remove all but the `keep` newest checkpoints."""
-        for path in self.checkpoints()[:-keep]:
-            shutil.rmtree(path)
 
     def forget_after(self, step: int) -> None:
         """Drop the logged steps after `step`: a run that goes on from there makes them again."""

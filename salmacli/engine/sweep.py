@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from salmacli.config.files import write_json
 from salmacli.data.rle import decode
-from salmacli.engine.evaluator import check_asked, truth_of
+from salmacli.engine.evaluator import check_asked, check_same, truth_of
 from salmacli.engine.predictions import PredictedVideo, Predictions
 from salmacli.engine.progress import Progress
 from salmacli.engine.protocols import PROTOCOLS
@@ -79,6 +79,7 @@ def sweep_predictions(
         DataError: Logits, predictions or truth are missing or do not fit.
     """
     found = Predictions(predictions)
+    check_same(benchmark, found)
     swept = in_threads(
         lambda video: _sweep_video(benchmark, found, video, thresholds),
         benchmark.videos,
@@ -101,12 +102,17 @@ def write_sweep(record: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def has_logits(predictions: Path) -> bool:
-    """Whether logits were saved for every predicted video of the folder."""
+def has_logits(benchmark: Benchmark, predictions: Path, step: int | None = None) -> bool:
+    """Whether a folder holds logits of every video of a benchmark, by the checkpoint of ``step``."""
     if not predictions.is_dir():
         return False
-    videos = Predictions(predictions).videos()
-    return bool(videos) and all((predictions / f"{video}.npz").exists() for video in videos)
+    record = Predictions(predictions).record
+    checkpoint = record.get("checkpoint")
+    found = checkpoint.get("step") if isinstance(checkpoint, dict) else None
+    if record.get("split") != benchmark.split or (step is not None and found != step):
+        return False
+    names = [f"{video.name}.{kind}" for video in benchmark.videos for kind in ("json", "npz")]
+    return all((predictions / name).exists() for name in names)
 
 
 def upsample(logits: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:

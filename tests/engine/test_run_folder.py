@@ -36,6 +36,16 @@ def test_the_newest_run_is_the_one_created_last(tmp_path):
     assert [run.name for run in RunFolder.all(tmp_path)] == ["a", "b", "c"]
 
 
+def test_a_run_is_chosen_by_folder_by_name_or_as_the_newest(tmp_path):
+    for name in ("a", "b"):
+        RunFolder.create(tmp_path, name, {})
+    assert RunFolder.choose(tmp_path / "a", tmp_path).name == "a"
+    assert RunFolder.choose("a", tmp_path).name == "a"
+    assert RunFolder.choose(None, tmp_path).name == "b"
+    with pytest.raises(DataError, match="c is not a run"):
+        RunFolder.choose("c", tmp_path)
+
+
 def test_no_run_says_how_to_make_one(tmp_path):
     for root in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match="salma train --cma --topk 2"):

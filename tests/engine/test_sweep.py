@@ -46,7 +46,6 @@ def fabricate(make_benchmark, make_predictions, folder):
 
 def test_at_one_half_it_is_the_evaluators_j(make_benchmark, make_predictions, tmp_path):
     benchmark, folder, _ = fabricate(make_benchmark, make_predictions, tmp_path)
-    assert has_logits(folder)
     found = sweep_predictions(benchmark, folder, even_thresholds(99))
     J = evaluate(benchmark, folder).rows["J"].to_numpy()
     assert found.iou[:, 49] == pytest.approx(J, abs=1e-12)
@@ -116,7 +115,21 @@ def test_logits_that_are_missing_or_do_not_fit(make_benchmark, make_predictions,
     with pytest.raises(DataError, match=r"v1\.npz cannot be read"):
         sweep_predictions(benchmark, folder, three)
     (folder / "v1.npz").unlink()
-    assert not has_logits(folder)
     with pytest.raises(DataError, match=r"v1\.npz is missing"):
         sweep_predictions(benchmark, folder, three)
-    assert not has_logits(tmp_path / "nowhere")
+
+
+def test_logits_count_only_of_this_checkpoint_and_split(make_benchmark, make_predictions, tmp_path):
+    benchmark, folder, logits = fabricate(make_benchmark, make_predictions, tmp_path / "p")
+    assert has_logits(benchmark, folder)
+    make_predictions(folder, benchmark, None, logits, checkpoint={"step": 7})
+    assert has_logits(benchmark, folder, step=7)
+    assert not has_logits(benchmark, folder, step=8)
+    benchmark.split = "train"
+    assert not has_logits(benchmark, folder, step=7)
+    with pytest.raises(DataError, match="split 'valid', not 'train'"):
+        sweep_predictions(benchmark, folder, even_thresholds(3))
+    benchmark.split = "valid"
+    (folder / "v1.npz").unlink()
+    assert not has_logits(benchmark, folder, step=7)
+    assert not has_logits(benchmark, tmp_path / "nowhere")

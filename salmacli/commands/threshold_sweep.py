@@ -1,0 +1,114 @@
+"""``salma threshold-sweep``: the best threshold on the mask's probability, and what choosing it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from salmacli.commands.eval import Mode, Set
+
+if TYPE_CHECKING:
+    from salmacli.data.benchmarks import Benchmark
+    from salmacli.engine.progress import Progress
+    from salmacli.engine.run_folder import RunFolder
+
+
+def threshold_sweep(
+    run: Annotated[
+        Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
+        typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given."),
+    ] = None,
+    benchmark: Annotated[Set, typer.Option(help="The benchmark.")] = Set.mevis,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="The benchmark's folder in its official layout; the synthetic benchmark if not given."
+        ),
+    ] = None,
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The split; the one that people report if not given."),
+    ] = None,
+    mode: Annotated[
+        Optional[Mode],  # noqa: UP045
+        typer.Option(help="How videos are predicted; the model's own if not given."),
+    ] = None,
+    thresholds: Annotated[
+        int, typer.Option(min=1, help="How many, evenly inside 0..1; an odd number holds 0.5.")
+    ] = 99,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print threshold_sweep.json instead of a table.")
+    ] = False,
+) -> None:
+    """Score every threshold in one pass over saved mask logits, predicted first where they are missing."""
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.engine.sources import open_source
+    from salmacli.engine.sweep import sweep_predictions, write_sweep
+    from salmacli.metrics.threshold import even_thresholds
+    from salmacli.report.console import emit_json, result
+    from salmacli.report.plots import threshold_curve
+    from salmacli.report.progress import TerminalProgress
+    from salmacli.report.tables import sweep_table
+
+    progress = TerminalProgress()
+    chosen = RunFolder.choose(run)
+    progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
+    source = open_source(benchmark.value, data, split, progress)
+    if source.synthetic:
+        progress.say(
+            f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})"
+        )
+    predictions = _logits(chosen, source, mode, progress)
+    sweep = sweep_predictions(source, predictions, even_thresholds(thresholds), progress)
+    record = {**_origin(chosen, source, predictions), **sweep.record()}
+    path = write_sweep(record, predictions.parent)
+    curve = threshold_curve(record, path.with_suffix(".png"))
+    if as_json:
+        emit_json(record)
+    else:
+        result(sweep_table(record))
+        for metric, name in (("iou", "IoU"), ("dice", "Dice")):
+            result(_verdict(name, record["best"][metric]))
+    progress.say(f"written: {path} and {curve}")
+
+
+def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Progress) -> Path:
+    """Folder of predictions with logits; torch is loaded only where they must be made."""
+    from salmacli.engine.sweep import has_logits
+
+    wanted = mode.value if mode else run.record().get("config", {}).get("model", {}).get("inference_mode")
+    if wanted:
+        folder = run.eval_folder(source.name, wanted) / "predictions"
+        if has_logits(source, folder, run.newest_step()):
+            return folder
+    progress.say("no saved logits of the newest checkpoint: predicting with --save-logits")
+    from salmacli.engine.predictor import ensure_predictions
+
+    return ensure_predictions(run, source, wanted, save_logits=True, progress=progress)[0]
+
+
+def _origin(run: RunFolder, source: Benchmark, predictions: Path) -> dict[str, Any]:
+    from salmacli.engine.predictions import Predictions
+
+    record = Predictions(predictions).record
+    return {
+        "run": run.name,
+        "benchmark": source.name,
+        "split": source.split,
+        "synthetic": source.synthetic,
+        "mode": record.get("mode"),
+        "checkpoint": record.get("checkpoint"),
+    }
+
+
+def _verdict(name: str, best: dict[str, Any]) -> str:
+    text = f"best by {name}: {best['threshold']:.4g} with {100 * best['score']:.1f} % where it was chosen"
+    if best["held_out"] is None:
+        return f"{text}; one video alone has no held-out score"
+    folds = sorted(best["fold_thresholds"])
+    return (
+        f"{text}; held out ({len(folds)} folds over videos, {folds[0]:.4g} to {folds[-1]:.4g}):"
+        f" {100 * best['held_out']:.1f} %"
+    )
