@@ -80,14 +80,15 @@ def overlay_sheet(
     rows = -(-len(chosen) // columns)
 
     width, height = _cell_size(frames[0].shape[:2], columns)
-    font = ImageFont.load_default(size=max(12, width // 22))
-    line = round(font.size * 1.4)
+    letter = max(12, width // 22)
+    font = ImageFont.load_default(size=letter)
+    line = round(letter * 1.4)
     sheet_width = columns * (width + _GAP) + _GAP
-    lines = textwrap.wrap(caption, max(10, int(sheet_width / (font.size * 0.55)))) or [""]
+    lines = textwrap.wrap(caption, max(10, int(sheet_width / (letter * 0.55)))) or [""]
     head = len(lines) * line + 2 * _GAP
     sheet = Image.new("RGB", (sheet_width, head + rows * (height + line + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((_GAP, _GAP), "\n".join(lines), fill=_INK, font=font, spacing=line - font.size)
+    draw.multiline_text((_GAP, _GAP), "\n".join(lines), fill=_INK, font=font, spacing=line - letter)
     for place, index in enumerate(chosen):
         left = _GAP + place % columns * (width + _GAP)
         top = head + place // columns * (height + line + _GAP)
