@@ -15,9 +15,9 @@ from salmacli.data.synthetic.scene import PAIRS, Pair, Thing
 MIX: dict[str, float] = {
     "attribute": 0.40,
     "motion": 0.19,
-    "relation": 0.15,
-    "ordinal": 0.13,
-    "several": 0.09,
+    "relation": 0.17,
+    "ordinal": 0.115,
+    "several": 0.085,
     "none": 0.04,
 }
 

@@ -100,7 +100,7 @@ def _paint(thing: Thing, u: Floats, v: Floats, distance: Floats) -> Floats:
     surface = base * light
     if thing.texture == "striped":
         stripes = np.mod(u * np.float32(2.4) + v * np.float32(0.9), 1) < 0.42
-        surface = np.where(stripes[..., None], surface * np.float32(0.45), surface)
+        surface = np.where(stripes[..., None], surface * np.float32(0.55), surface)
     elif thing.texture == "dotted":
         across, down = np.mod(u * 2.6 + 0.5, 1) - 0.5, np.mod(v * 2.6 + 0.5, 1) - 0.5
         dots = (np.hypot(across, down) < 0.27)[..., None]

@@ -73,10 +73,8 @@ class Thing:
         """(3,) the colour as painted, RGB 0..255."""
         pure = np.array(COLOURS[self.colour], dtype=np.float64)
         mean = pure.mean()
-        muted: NDArray[np.float64] = (mean + (pure - mean) * (0.6 + 0.4 * self.vivid)) * (
-            0.62 + 0.38 * self.vivid
-        )
-        return muted
+        saturation, value = 0.6 + 0.4 * self.vivid, 0.7 + 0.3 * self.vivid
+        return np.asarray((mean + (pure - mean) * saturation) * value)
 
     @property
     def salience(self) -> float:
@@ -156,7 +154,7 @@ def _look(rng: np.random.Generator, is_salient: bool, has_salient: bool, count: 
         radius, vivid = rng.uniform(22.5, 25.0), 1.0
     else:
         radius = rng.uniform(18.5, 21.5) if big else rng.uniform(12.0, 14.5)
-        vivid = rng.uniform(0.15, 0.5) if has_salient else rng.uniform(0.75, 1.0)
+        vivid = rng.uniform(0.2, 0.55) if has_salient else rng.uniform(0.75, 1.0)
     texture = TEXTURES[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
     return _Look("big" if big else "small", float(radius), float(vivid), texture)
 
@@ -166,7 +164,7 @@ def _place(rng: np.random.Generator, pair: Pair, others: Sequence[Thing], look: 
     for _ in range(60):
         motion = MOTIONS[int(rng.choice(len(MOTIONS), p=_MOTION_WEIGHTS))]
         event = "stays"
-        if motion in _STEPS and rng.random() < 0.28:
+        if motion in _STEPS and rng.random() < 0.32:
             event = "enters" if rng.random() < 0.5 else "leaves"
         radii = np.full(FRAMES, look.radius)
         if motion == "growing":
@@ -216,22 +214,20 @@ def _straight(
     reach = float((high - low)[axis])
     length = rng.uniform(46.0, 80.0) if axis == 0 else rng.uniform(44.0, 66.0)
     start = rng.uniform(low, high)
-    outside = np.array([WIDTH, HEIGHT]) + radius + 2.0
     if event == "stays":
         if length > reach:
             return None
         room = rng.uniform(0, reach - length)
         start[axis] = low[axis] + room if step[axis] > 0 else high[axis] - room
     else:
-        length = length + radius * 2
-        if event == "enters":
-            start[axis] = -radius - 2.0 if step[axis] > 0 else outside[axis]
-        else:
-            start[axis] = outside[axis] - length if step[axis] > 0 else length - radius - 2.0
-        end = start[axis] + step[axis] * length
-        inner = end if event == "enters" else start[axis]
+        gap = radius + rng.uniform(2.0, 22.0)  # how far outside it starts or ends: absent for some frames
+        length += radius + gap
+        near, far = -gap, (WIDTH, HEIGHT)[axis] + gap
+        first = near if (event == "enters") == (step[axis] > 0) else far  # the end that lies outside
+        inner = first + length if first == near else first - length
         if not low[axis] <= inner <= high[axis]:
             return None
+        start[axis] = first if event == "enters" else inner
     drift = np.zeros(2)
     drift[1 - axis] = rng.uniform(-5.0, 5.0)
     return np.asarray(start + np.linspace(0, 1, FRAMES)[:, None] * (step * length + drift))
