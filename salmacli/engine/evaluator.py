@@ -86,6 +86,7 @@ def evaluate(
     protocol = _protocol(benchmark)
     found = Predictions(predictions)
     check_same(benchmark, found)
+    load_truth(benchmark)
     scored = in_threads(
         lambda video: _score_video(benchmark, found, video, missing),
         benchmark.videos,
@@ -146,6 +147,19 @@ def truth_of(benchmark: Benchmark, video: Video, expression: Expression) -> list
             "write a submission for its server from the predictions, or evaluate a split that has masks",
         )
     return truth
+
+
+def load_truth(benchmark: Benchmark) -> None:
+    """Ask for one truth, so that files read on the first question are read once and not by every thread.
+
+    Raises:
+        DataError: The benchmark has no public truth, or its masks are broken.
+    """
+    for video in benchmark.videos:
+        if video.expressions:
+            truth_of(benchmark, video, video.expressions[0])
+            _foreground(benchmark, video)
+            return
 
 
 def check_asked(benchmark: Benchmark, video: PredictedVideo, expression: Expression) -> None:

@@ -41,6 +41,11 @@ class Protocol:
             "matching": "none: each expression has its own masks",
             "empty": _EMPTY,
             "rounding": "none",
+            **(
+                {"accuracy": "A and R by booleans; R only where the foreground masks are there"}
+                if self.accuracy
+                else {}
+            ),
             "missing": missing,
         }
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from salmacli.config.files import write_json
 from salmacli.data.rle import decode
-from salmacli.engine.evaluator import check_asked, check_same, truth_of
+from salmacli.engine.evaluator import check_asked, check_same, load_truth, truth_of
 from salmacli.engine.predictions import PredictedVideo, Predictions
 from salmacli.engine.progress import Progress
 from salmacli.engine.protocols import PROTOCOLS
@@ -80,6 +80,7 @@ def sweep_predictions(
     """
     found = Predictions(predictions)
     check_same(benchmark, found)
+    load_truth(benchmark)
     swept = in_threads(
         lambda video: _sweep_video(benchmark, found, video, thresholds),
         benchmark.videos,

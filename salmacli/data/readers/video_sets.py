@@ -24,6 +24,7 @@ class MaskDictSet(Benchmark):
     Attributes:
         frames_root: Holds ``<video>/<frame>.jpg``.
         masks_path: ``mask_dict.json``, read when the first truth is asked for; None where there is none.
+        foreground_path: ``mask_dict_foreground.json`` of ReVOS, read likewise.
     """
 
     def __init__(
@@ -34,11 +35,14 @@ class MaskDictSet(Benchmark):
         videos: Sequence[Video],
         frames_root: Path,
         masks_path: Path | None,
+        foreground_path: Path | None = None,
     ) -> None:
         super().__init__(name, root, split, videos)
         self.frames_root = frames_root
         self.masks_path = masks_path
+        self.foreground_path = foreground_path
         self._masks: dict[str, Any] | None = None
+        self._foreground: dict[str, Any] | None = None
 
     def frame_path(self, video: Video, frame: str) -> Path:
         """See ``Benchmark``."""
@@ -53,6 +57,25 @@ class MaskDictSet(Benchmark):
         where = f"{self.masks_path}, expression {expression.id}"
         tracks = [checks.track(self._masks, key, where) for key in expression.targets]
         return self.unite(video, tracks, str(self.masks_path))
+
+    def foreground(self, video: Video) -> list[rle.RLE] | None:
+        """Everything annotated, one RLE per frame; None where the set does not say.
+
+        Raises:
+            DataError: The video is missing, or its masks are broken or of another size or number.
+        """
+        if self.foreground_path is None:
+            return None
+        if self._foreground is None:
+            self._foreground = checks.mapping(read_json(self.foreground_path), str(self.foreground_path))
+        where = f"{self.foreground_path}, video {video.name}"
+        entry = checks.mapping(self._foreground.get(video.name), where)
+        frames = checks.listing(entry.get("masks_rle"), f"{where}, key masks_rle")
+        # A frame holds one RLE, or one per object; as tracks, they are united like targets.
+        objects = [frame if isinstance(frame, list) else [frame] for frame in frames]
+        most = max((len(found) for found in objects), default=0)
+        tracks = [[found[n] if n < len(found) else None for found in objects] for n in range(most)]
+        return self.unite(video, tracks or [[]], where)
 
 
 def open_mevis(root: Path, split: str) -> Benchmark:
@@ -75,7 +98,16 @@ def open_revos(root: Path, split: str) -> Benchmark:
         raise DataError(f"{masks} is missing", "fetch it, the masks of ReVOS are public")
     videos = _videos(root / f"meta_expressions_{split}_.json", True, kinds=REVOS_KINDS)
     frames_root = root / "JPEGImages"
-    return MaskDictSet("revos", root, split, videos, frames_root if frames_root.is_dir() else root, masks)
+    foreground = root / "mask_dict_foreground.json"
+    return MaskDictSet(
+        "revos",
+        root,
+        split,
+        videos,
+        frames_root if frames_root.is_dir() else root,
+        masks,
+        foreground if foreground.is_file() else None,
+    )
 
 
 def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -> list[Video]:
