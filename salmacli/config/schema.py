@@ -110,6 +110,7 @@ class LossConfig(Settings):
 
     bce: float = Field(2.0, ge=0, description="binary cross-entropy on mask logits")
     dice: float = Field(0.5, ge=0, description="Dice with a smoothing of 1")
+    points: int = Field(12_544, ge=16, description="points per mask at which BCE and Dice compare it")
     lm: float = Field(1.0, ge=0, description="cross-entropy of the answer's tokens")
     iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
     prior: float = Field(

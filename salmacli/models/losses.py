@@ -11,27 +11,62 @@ from salmacli.data.collate import Batch
 from salmacli.models.salma import Outputs
 
 
+OVERSAMPLING, IMPORTANCE = 3, 0.75
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, count: int) -> Tensor:
+    """Where to compare: mostly where the mask is undecided, else anywhere.
+
+    Args:
+        logits: (P, h, w).
+        count: N, points per mask.
+
+    Returns:
+        (P, N, 2) x and y in [−1, 1], as `grid_sample` wants them.
+
+    Source: PointRend (Kirillov et al., CVPR 2020), with the constants of Mask2Former.
+    """
+    anywhere = torch.rand(len(logits), OVERSAMPLING * count, 2, device=logits.device) * 2 - 1
+    undecided = -at_points(logits, anywhere).abs()
+    kept = undecided.topk(int(IMPORTANCE * count), dim=1).indices
+    chosen = anywhere.gather(1, kept.unsqueeze(-1).expand(-1, -1, 2))
+    rest = torch.rand(len(logits), count - chosen.shape[1], 2, device=logits.device) * 2 - 1
+    return torch.cat([chosen, rest], dim=1)
+
+
+def at_points(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of (P, h, w) maps at (P, N, 2) points: (P, N)."""
+    return F.grid_sample(maps.float().unsqueeze(1), points.unsqueeze(1), align_corners=False)[:, 0, 0]
+
+
 def mask_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy on logits: (P, H, W), (P, H, W) → scalar."""
+    """Binary cross-entropy on logits: (P, N), (P, N) → scalar."""
     return F.binary_cross_entropy_with_logits(logits, targets) if len(logits) else logits.sum()
 
 
 def mask_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 − (2·|A∩B| + 1) / (|A| + |B| + 1) on probabilities, mean over masks; the 1 makes empty masks well defined."""
+    """1 − (2·|A∩B| + 1) / (|A| + |B| + 1) on probabilities, (P, N), (P, N) → mean over masks.
+
+    The 1 makes empty masks well defined.
+    """
     if not len(logits):
         return logits.sum()
-    probability = logits.sigmoid().flatten(1)
-    truth = targets.flatten(1)
-    overlap = 2 * (probability * truth).sum(-1) + 1
-    return (1 - overlap / (probability.sum(-1) + truth.sum(-1) + 1)).mean()
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * targets).sum(-1) + 1
+    return (1 - overlap / (probability.sum(-1) + targets.sum(-1) + 1)).mean()
 
 
 def iou_regression(predicted: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of the predicted IoU (P,) against that of the thresholded masks; both empty counts as 1."""
+    """Squared error of the predicted IoU (P,) against that of the thresholded masks; both empty counts as 1.
+
+    The masks are compared at the logits' size (P, h, w), to which the targets (P, S, S) are reduced.
+    """
     if not len(logits):
         return predicted.sum()
     with torch.no_grad():
-        mask, truth = (logits > 0).flatten(1), targets.flatten(1) > 0.5
+        small = F.interpolate(targets.unsqueeze(1).float(), logits.shape[-2:], mode="area")[:, 0]
+        mask, truth = (logits > 0).flatten(1), small.flatten(1) > 0.5
         union = (mask | truth).sum(-1)
         true = torch.where(union > 0, (mask & truth).sum(-1) / union.clamp(min=1), torch.ones_like(predicted))
     return F.mse_loss(predicted.float(), true.float())
@@ -45,23 +80,20 @@ def answer_cross_entropy(vocabulary: Tensor, answers: Tensor) -> Tensor:
 def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum and each part by itself, unweighted and detached.
 
-    Masks are compared at the frames' size S×S, to which the decoder's logits are resized, as at prediction.
+    Masks are compared at sampled points, BCE and Dice at the same ones.
     """
-    size = batch.targets.shape[-2:]
-    targets = batch.targets.float()
-
-    def resized(logits: Tensor) -> Tensor:
-        return F.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False)[:, 0]
-
-    logits = resized(outputs.masks.logits)
+    masks, targets = outputs.masks, batch.targets
+    points = uncertain_points(masks.logits, config.points)
+    logits, truth = at_points(masks.logits, points), at_points(targets, points)
     parts = {
-        "bce": mask_bce(logits, targets),
-        "dice": mask_dice(logits, targets),
-        "iou": iou_regression(outputs.masks.iou, logits, targets),
+        "bce": mask_bce(logits, truth),
+        "dice": mask_dice(logits, truth),
+        "iou": iou_regression(masks.iou, masks.logits, targets),
         "lm": answer_cross_entropy(outputs.vocabulary, outputs.answers),
     }
     if outputs.prior is not None and config.prior:
-        parts["prior"] = mask_bce(resized(outputs.prior), batch.foreground.float())
+        points = uncertain_points(outputs.prior, config.points)
+        parts["prior"] = mask_bce(at_points(outputs.prior, points), at_points(batch.foreground, points))
     weights = {name: getattr(config, name) for name in parts}
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return total, {name: value.detach() for name, value in parts.items()}

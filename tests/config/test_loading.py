@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from salmacli.config.loading import load_config, preset_names, read_preset
+from salmacli.errors import ConfigError, UsageError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_opens_with_its_command(name):
+    from importlib import resources
+
+    load_config(name)
+    text = (resources.files("salmacli.config") / "presets" / f"{name}.yaml").read_text()
+    assert text.startswith(f"# salma train --preset {name}")
+
+
+def test_all_errors_come_at_once_with_path_value_and_a_near_name():
+    with pytest.raises(ConfigError) as caught:
+        load_config("tiny", ["train.stepz=3", "train.steps=0", "model.sam2.width=60", "losses.bce=-1"])
+    message = str(caught.value)
+    for part in ("4 wrong", "train.stepz is unknown, did you mean steps?", "train.steps = 0", "model.sam2: width", "losses.bce = -1"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_numbers_that_yaml_takes_for_texts_are_numbers():
+    assert load_config("tiny", ["train.learning_rate=1e-4"]).train.learning_rate == 1e-4
+
+
+def test_settings_are_frozen():
+    config = load_config("tiny")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_own_file_and_wrong_ones(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("train: [unclosed")
+    with pytest.raises(ConfigError, match="not YAML at line 1"):
+        read_preset(str(own))
+    own.write_text("just words")
+    with pytest.raises(ConfigError, match="no settings"):
+        read_preset(str(own))
+    with pytest.raises(UsageError, match="tiny"):
+        read_preset("tinny")
+
+
+@pytest.mark.parametrize("text", ["train.steps", "=3", "train.steps=[1", "seed.deep=1"])
+def test_assignments_that_cannot_be_meant(text):
+    with pytest.raises(UsageError):
+        load_config("tiny", [text])

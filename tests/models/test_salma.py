@@ -1,0 +1,155 @@
+"""The model as a whole: one decode for training and prediction, branches that do not see each other, greedy answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from salmacli.config.loading import load_config
+from salmacli.data.collate import Batch, Collator
+from salmacli.data.conversation import branch, prefix
+from salmacli.data.mixing import Clip
+from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.engine.predictor import Predictor
+from salmacli.models.losses import total_loss
+from salmacli.models.salma import SalmaModel
+
+TEXTS = ("the red circle", "the blue square on the left")
+
+
+@pytest.fixture(scope="module")
+def model() -> SalmaModel:
+    """With an attention that does something, unlike a fresh one."""
+    torch.manual_seed(0)
+    built = SalmaModel.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS).eval()
+    assert built.cma is not None
+    built.cma.gamma.data.fill_(0.5)
+    return built
+
+
+def clip(texts: tuple[str, ...] = TEXTS, frames: int = 2) -> Clip:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (frames, 40, 60, 3)).astype(np.uint8)
+    return Clip(
+        name="test",
+        shown=tuple(pictures[n % frames] for n in range(4)),
+        frames=tuple(pictures),
+        expressions=texts,
+        questions=(QUESTIONS[0],) * len(texts),
+        answers=(ANSWERS[0],) * len(texts),
+        masks=rng.random((len(texts), frames, 40, 60)) > 0.5,
+        foreground=rng.random((frames, 40, 60)) > 0.5,
+    )
+
+
+def collate(model: SalmaModel, *clips: Clip) -> Batch:
+    collator = Collator(
+        model.tokenizer, model.mllm.frame_size, model.mllm.tokens_per_frame, model.config.sam2.image_size
+    )
+    return collator.batch(clips)
+
+
+def test_training_decode_equals_prediction_decode(model, monkeypatch):
+    """The predecessor has two code paths here, and loses accuracy to their difference."""
+    batch = collate(model, clip(frames=1))
+    with torch.no_grad():
+        trained = model(batch).masks.logits  # (expressions, h, w): one frame
+    answer = model.tokenizer(ANSWERS[0] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    _force_answer(model, answer, monkeypatch)
+    predictor = Predictor(model, "frames")
+    tracks = predictor.video([clip(frames=1).frames[0]], TEXTS)
+    predicted = torch.stack([track.logits[0] for track in tracks])
+    assert torch.allclose(trained, predicted, atol=1e-5)
+
+
+def _force_answer(model: SalmaModel, answer: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the language head say `answer`, whatever the random LLM would say."""
+    said = iter(answer)
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(*hidden.shape[:-1], len(model.tokenizer))
+        out[..., next(said)] = 1.0
+        return out
+
+    monkeypatch.setattr(model.mllm, "vocabulary_logits", logits)
+
+
+def test_expressions_do_not_see_each_other(model):
+    """Two expressions in one conversation give the masks of two conversations with one each."""
+    with torch.no_grad():
+        together = model(collate(model, clip())).masks.logits
+        masks, alone = clip().masks, []
+        for n, text in enumerate(TEXTS):
+            one = clip((text,))
+            alone.append(model(collate(model, Clip(**{**vars(one), "masks": masks[n : n + 1]}))).masks.logits)
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_clips_of_a_batch_do_not_see_each_other(model):
+    short, long = clip(TEXTS[:1]), clip((TEXTS[1], "the red circle that is on the left of the blue square"))
+    with torch.no_grad():
+        together = model(collate(model, short, long)).masks.logits
+        alone = torch.cat([model(collate(model, one)).masks.logits for one in (short, long)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_answers_go_on_one_prefix_as_if_alone(model):
+    """Cached and batched answering gives the states of a plain forward pass over the whole text."""
+    mllm, tokenizer = model.mllm, model.tokenizer
+    pixels = torch.randn(4, 3, *mllm.frame_size)
+    start = torch.from_numpy(prefix(tokenizer, 4, mllm.tokens_per_frame))
+    questions = [torch.from_numpy(branch(tokenizer, text, QUESTIONS[0], None).ids) for text in TEXTS]
+    with torch.no_grad():
+        frames = mllm.encode_frames(pixels)
+        out = mllm.answer(start, frames, questions, max_new_tokens=5)
+        for row, question in enumerate(questions):
+            ids = torch.cat([start, question])[None]
+            attention = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+            hidden = mllm(ids, frames, attention, torch.arange(ids.shape[1])[None])
+            assert torch.allclose(out.words[row, : len(question)], hidden[0, len(start) :], atol=1e-5)
+            if out.ids[row]:
+                assert out.ids[row][0] == int(mllm.vocabulary_logits(hidden[0, -1]).argmax())
+
+
+def test_every_part_gets_a_gradient_even_at_gamma_zero():
+    torch.manual_seed(0)
+    fresh = SalmaModel.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS)
+    batch = collate(fresh, clip())
+    loss, parts = total_loss(fresh(batch), batch, load_config("tiny").losses)
+    loss.backward()
+    assert set(parts) == {"bce", "dice", "iou", "lm", "prior"}
+    for name, part in fresh.trained_parts().items():
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()), name
+
+
+def test_prior_is_detached_from_the_attention(model):
+    """What the attention learns must not reach the pre-pass: language would leak into the prior."""
+    features = model.grounding.encode(torch.randn(1, 3, 128, 128))
+    prior = torch.randn(1, 32, 32, requires_grad=True)
+    language = model.language(torch.randn(1, 128), torch.randn(1, 3, 128), torch.ones(1, 3, dtype=torch.bool))
+    index = torch.zeros(1, dtype=torch.long)
+    model.decode(features, prior, language, index, index).logits.sum().backward()
+    assert prior.grad is None
+
+
+def test_consistent_mode_goes_through_the_memory_in_both_directions(model):
+    features = model.grounding.encode(torch.randn(6, 3, 128, 128))
+    given = {2: torch.randn(2, 32, 32), 4: torch.randn(2, 32, 32)}
+    with torch.no_grad():
+        masks = model.grounding.propagate(features, given)
+        other = model.grounding.propagate(features, {**given, 2: -given[2]})
+    assert masks.shape == (6, 2, 32, 32)
+    assert torch.equal(masks[2], given[2]) and torch.equal(masks[4], given[4])
+    for frame in (0, 1, 3, 5):
+        assert not torch.allclose(masks[frame], other[frame]), f"frame {frame} does not depend on the memory"
+
+
+def test_best_of_three_takes_the_mask_with_the_best_predicted_iou(model):
+    features = model.grounding.encode(torch.randn(2, 3, 128, 128))
+    with torch.no_grad():
+        image = model.grounding.conditioning(features)
+        best = model.grounding.decode(image, features, None, best_of_three=True)
+        single = model.grounding.decode(image, features, None, best_of_three=False)
+    assert best.logits.shape == single.logits.shape == (2, 32, 32)
+    assert not torch.allclose(best.logits, single.logits)
