@@ -121,7 +121,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_latex(comparison: Comparison) -> str:
-    """Runs against benchmarks as a LaTeX table; needs the package ``booktabs``."""
+    """Runs against benchmarks as a LaTeX table in the style of ``booktabs``."""
     benchmarks: dict[str, list[str]] = {}
     for benchmark, metric in comparison.columns():
         benchmarks.setdefault(benchmark, []).append(metric)
@@ -134,6 +134,7 @@ def comparison_latex(comparison: Comparison) -> str:
     under = [_latex(LABELS.get(m, m)) for metrics in benchmarks.values() for m in metrics]
     names = [_latex(str(name)) for name in comparison.frame.index.names]
     lines = [
+        "% needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{{'l' * levels}{'r' * len(under)}}}",
         "\\toprule",
         " & ".join([""] * levels + over).strip() + " \\\\",

@@ -90,3 +90,12 @@ def test_provenance_says_versions_source_and_hardware():
     assert {"python", "salma", "numpy", "torch"} <= set(facts["versions"])
     assert facts["hardware"]["cpus"] >= 1
     assert facts["git"] is None or set(facts["git"]) == {"commit", "dirty"}
+
+
+def test_a_resumed_run_forgets_the_steps_it_makes_again(tmp_path):
+    run = RunFolder.create(tmp_path, "a", {})
+    run.forget_after(3)
+    lines = [f'{{"step": {step}, "loss": 1.0}}\n' for step in (1, 2, 3, 4)]
+    run.metrics_path.write_text("".join(lines) + '{"step": 5, "lo')
+    run.forget_after(2)
+    assert run.metrics_path.read_text() == "".join(lines[:2])
