@@ -140,7 +140,13 @@ def test_refytvos_valid_leaves_out_the_test_videos(synthetic, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("refcoco", "train"), ("refcoco", "val"), ("refcoco", "testA"), ("refcoco+", "train"), ("refcocog", "test")],
+    [
+        ("refcoco", "train"),
+        ("refcoco", "val"),
+        ("refcoco", "testA"),
+        ("refcoco+", "train"),
+        ("refcocog", "test"),
+    ],
 )
 def test_refcoco(synthetic, name, split):
     benchmark = open_benchmark(name, synthetic / "refcoco", split)

@@ -152,10 +152,10 @@ def _ordered(facts: Facts, among: list[int], order: str, rank: int) -> frozenset
         return None
     keys = np.stack([_key(facts.things[index], order) for index in among])  # (n, T)
     ranking = np.argsort(keys.mean(axis=1))
-    steps = np.diff(keys[ranking], axis=0)  # (n - 1, T)
-    clear = np.all(steps >= (0.25 if order in ("biggest", "smallest") else 6.0), axis=1)
-    # Only the steps to the neighbours of the one that is meant have to be clear.
-    if not clear[max(rank - 2, 0) : rank].all():
+    before, own, after = np.split(keys[ranking], [rank - 1, rank])
+    # All others have to keep their side of the one that is meant, in every frame.
+    gap = 0.25 if order in ("biggest", "smallest") else 6.0
+    if np.any(before > own - gap) or np.any(after < own + gap):
         return None
     return frozenset([among[int(ranking[rank - 1])]])
 

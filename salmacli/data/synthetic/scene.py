@@ -168,7 +168,7 @@ def _place(rng: np.random.Generator, pair: Pair, others: Sequence[Thing], look: 
             event = "enters" if rng.random() < 0.5 else "leaves"
         radii = np.full(FRAMES, look.radius)
         if motion == "growing":
-            end = look.radius if look.size == "big" else look.radius * 1.85
+            end = look.radius if look.size == "big" else min(look.radius * 1.85, 25.0)
             radii = np.linspace(end / 1.85, end, FRAMES)
         centres = _way(rng, motion, event, float(radii[-1]))
         if centres is None or any(_collide(centres, radii, other) for other in others):

@@ -48,7 +48,10 @@ EDITS = {
     ),
     "no frames": (lambda c: first_video(c).update(frames=[]), "no frames"),
     "frames twice": (lambda c: first_video(c)["frames"].append("00000"), "listed twice"),
-    "empty expression": (lambda c: first_expression(c).update(exp="  "), "expression 0: the expression is empty"),
+    "empty expression": (
+        lambda c: first_expression(c).update(exp="  "),
+        "expression 0: the expression is empty",
+    ),
     "expression is a number": (lambda c: first_expression(c).update(exp=3), "the expression is empty"),
     "no expressions": (lambda c: first_video(c).pop("expressions"), "key expressions: an object is needed"),
     "no anno_id": (lambda c: first_expression(c).pop("anno_id"), "key anno_id: a list is needed"),
@@ -90,11 +93,9 @@ MASK_EDITS = {
 @pytest.mark.parametrize("edit", list(MASK_EDITS))
 def test_masks_that_are_wrong(mevis, edit):
     change(mevis / MASKS, MASK_EDITS[edit][0])
+    benchmark = open_benchmark("mevis", mevis)
     with pytest.raises(DataError, match=MASK_EDITS[edit][1]) as caught:
-        benchmark = open_benchmark("mevis", mevis)
-        for video in benchmark.videos:
-            for expression in video.expressions:
-                benchmark.truth(video, expression)
+        [benchmark.truth(video, one) for video in benchmark.videos for one in video.expressions]
     assert "mask_dict.json" in str(caught.value)
 
 
@@ -151,7 +152,9 @@ def test_a_broken_pickle_is_refused(tmp_path, content):
 
 
 def test_pickles_of_python_2_are_read(tmp_path):
-    (tmp_path / "refs.p").write_bytes(pickle.dumps([{"split": "val", "ids": [1, 2.5, None, True]}], protocol=2))
+    (tmp_path / "refs.p").write_bytes(
+        pickle.dumps([{"split": "val", "ids": [1, 2.5, None, True]}], protocol=2)
+    )
     assert read_pickle(tmp_path / "refs.p") == [{"split": "val", "ids": [1, 2.5, None, True]}]
 
 
@@ -165,7 +168,10 @@ def test_a_reference_to_nothing_is_refused(synthetic, tmp_path):
 OWN = {
     "name": ({"image": "../a.jpg", "mask": [], "text": []}, "not a plain name"),
     "counts": ({"image": "a.jpg", "mask": [[[0, 0, 4, 0, 4, 4]]], "text": []}, "1 masks but 0 texts"),
-    "text": ({"image": "a.jpg", "mask": [[[0, 0, 4, 0, 4, 4]]], "text": [""]}, "entry 0, text 0: the expression"),
+    "text": (
+        {"image": "a.jpg", "mask": [[[0, 0, 4, 0, 4, 4]]], "text": [""]},
+        "entry 0, text 0: the expression",
+    ),
     "image": ({"mask": [], "text": []}, "not a plain name"),
 }
 
@@ -180,7 +186,16 @@ def test_own_data_that_is_wrong(tmp_path, case):
 
 @pytest.mark.parametrize(
     "value",
-    [None, 5, [5], [[1, 2, 3]], [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, "x"]], [[1, 2, 3, 4, 5, float("nan")]], {"size": [3, 3]}],
+    [
+        None,
+        5,
+        [5],
+        [[1, 2, 3]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, 4, 5, "x"]],
+        [[1, 2, 3, 4, 5, float("nan")]],
+        {"size": [3, 3]},
+    ],
 )
 def test_a_segmentation_that_is_none(value):
     with pytest.raises(DataError, match="here"):

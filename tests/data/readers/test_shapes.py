@@ -13,7 +13,13 @@ POLYGON = [3, 2, 9, 2, 9, 6, 3, 6]
 
 @pytest.mark.parametrize(
     "value",
-    [[POLYGON], [POLYGON, POLYGON], rle.encode(SQUARE), [rle.encode(SQUARE)], {"size": [10, 12], "counts": "list"}],
+    [
+        [POLYGON],
+        [POLYGON, POLYGON],
+        rle.encode(SQUARE),
+        [rle.encode(SQUARE)],
+        {"size": [10, 12], "counts": "list"},
+    ],
 )
 def test_every_form_gives_the_same_mask_and_overlap_is_not_added(value):
     if isinstance(value, dict) and value["counts"] == "list":
