@@ -13,11 +13,11 @@ from salmacli.data.synthetic.scene import PAIRS, Pair, Thing
 # Weights of the draw. Scenes do not always offer a relation, an order or a plural, so these three stand
 # above the shares they come out at: 45, 20, 12, 8, 10 and 5 %.
 MIX: dict[str, float] = {
-    "attribute": 0.40,
+    "attribute": 0.385,
     "motion": 0.19,
     "relation": 0.17,
     "ordinal": 0.115,
-    "several": 0.085,
+    "several": 0.10,
     "none": 0.04,
 }
 
