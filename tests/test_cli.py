@@ -47,9 +47,13 @@ def test_help_loads_nothing_heavy() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs the CPU time of children")
 def test_help_answers_within_three_tenths_of_a_second() -> None:
+    # With compiled files, as people have them after their first call.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "salmacli", "--help"]
+
     def seconds() -> float:
         before = os.times()
-        subprocess.run([sys.executable, "-m", "salmacli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,6 @@ from salmacli.models.salma import SalmaModel
 EXPRESSION = "the red circle on the left"
 _RECENT = 6  # memories beside those of the conditioning frames
 _POINTERS = 16  # object pointers at most
-_META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -65,36 +65,38 @@ def measure(model: SalmaModel, frames: int, expression: str = EXPRESSION) -> lis
     Nothing is computed: the parts run on shapes alone, so that any size takes seconds.
 
     Args:
-        model: Moved to the meta device, so not usable afterwards.
+        model: Caches of its parts may hold shapes afterwards, so it should not be used for anything else.
         frames: Length of the video.
         expression: Its number of tokens matters.
 
     Returns:
         The parts in the order in which they run.
     """
-    model = model.to(_META).eval().requires_grad_(False)  # the counter trips over parameters that want gradients
+    model = model.eval().requires_grad_(False)  # the counter trips over parameters that want gradients
     # Without a trained memory every frame is decoded with language; otherwise only those the LLM has seen.
     shown = min(model.config.clip_frames, frames)
     prompted = frames if model.config.inference_mode == "frames" else shown
-    return [
-        *_language(model, shown, expression),
-        *_grounding(model, frames, prompted, expression),
-        *_memory(model.grounding, prompted, frames - prompted, model.config.inference_mode == "consistent"),
-    ]
+    remembers = model.config.inference_mode == "consistent"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return [
+            *_language(model, shown, expression),
+            *_grounding(model, frames, prompted, expression),
+            *_memory(model.grounding, prompted, frames - prompted, remembers),
+        ]
 
 
 def _language(model: SalmaModel, shown: int, expression: str) -> list[Cost]:
     mllm, internvl = model.mllm, model.mllm.model
     height, width = mllm.frame_size
-    pixels = torch.empty(1, 3, height, width, device=_META)
+    pixels = torch.empty(1, 3, height, width)
     both = count(lambda: mllm.encode_frames(pixels))
     tower = count(lambda: internvl.model.vision_tower(pixel_values=pixels))
     start = len(prefix(model.tokenizer, shown, mllm.tokens_per_frame))
     asked = branch(model.tokenizer, expression, QUESTIONS[0], ANSWERS[0])
     answered = int((asked.labels >= 0).sum())
-    embedded = torch.empty(1, start + len(asked.ids), mllm.width, device=_META)
-    hidden = torch.empty(answered, mllm.width, device=_META)
-    states = torch.empty(int(asked.words.sum()) + 1, mllm.width, device=_META)
+    embedded = torch.empty(1, start + len(asked.ids), mllm.width)
+    hidden = torch.empty(answered, mllm.width)
+    states = torch.empty(int(asked.words.sum()) + 1, mllm.width)
     return [
         Cost("vision tower", "frame", tower, shown),
         Cost("vision-language projector", "frame", both - tower, shown),
@@ -106,8 +108,8 @@ def _language(model: SalmaModel, shown: int, expression: str) -> list[Cost]:
 
 def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
     language, length = mllm.model.model.language_model, embedded.shape[1]
-    mask = torch.empty(1, 1, length, length, device=_META)
-    positions = torch.arange(length, device=_META)[None]
+    mask = torch.empty(1, 1, length, length)
+    positions = torch.arange(length)[None]
     return count(
         lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
     )
@@ -116,15 +118,15 @@ def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
 def _grounding(model: SalmaModel, frames: int, prompted: int, expression: str) -> list[Cost]:
     grounding, side, channels = model.grounding, model.config.sam2.image_size, model.config.sam2.width
     best_of_three = model.config.mask_token == "best-of-three"
-    images = torch.empty(1, 3, side, side, device=_META)
-    features, seg = _features(side, channels), torch.empty(1, channels, device=_META)
-    image = torch.empty(1, channels, side // 16, side // 16, device=_META)
+    images = torch.empty(1, 3, side, side)
+    features, seg = _features(side, channels), torch.empty(1, channels)
+    image = torch.empty(1, channels, side // 16, side // 16)
     costs = [Cost("SAM 2 image encoder", "frame", count(lambda: grounding.encode(images)), frames)]
     if (cma := model.cma) is not None:
         tokens = int(branch(model.tokenizer, expression, QUESTIONS[0], None).words.sum())
-        words = torch.empty(1, tokens, channels, device=_META)
-        valid = torch.ones(1, tokens, dtype=torch.bool, device=_META)
-        prior = torch.empty(1, side // 16, side // 16, device=_META)
+        words = torch.empty(1, tokens, channels)
+        valid = torch.ones(1, tokens, dtype=torch.bool)
+        prior = torch.empty(1, side // 16, side // 16)
         costs += [
             Cost("visual pre-pass", "frame", count(lambda: model.prior(features)), prompted),
             Cost("CMA", "frame of expression", count(lambda: cma(image, words, valid, seg, prior)), prompted),
@@ -137,12 +139,12 @@ def _memory(grounding: Grounding, prompted: int, propagated: int, used: bool) ->
     """SAM 2's memory: written for every frame, read (when full) for every frame that has no prompt."""
     side, channels, width = grounding.image_size, grounding.hidden_dim, grounding.mem_dim
     grid = side // 16
-    image = torch.empty(1, channels, grid, grid, device=_META)
-    mask = torch.empty(1, 1, side, side, device=_META)
+    image = torch.empty(1, channels, grid, grid)
+    mask = torch.empty(1, 1, side, side)
     pointers = _POINTERS * channels // width
     memories = (prompted if used else 1) + _RECENT
-    current = torch.empty(grid * grid, 1, channels, device=_META)
-    memory = torch.empty(memories * grid * grid + pointers, 1, width, device=_META)
+    current = torch.empty(grid * grid, 1, channels)
+    memory = torch.empty(memories * grid * grid + pointers, 1, width)
     read = count(
         lambda: grounding.memory_attention(
             curr=[current], curr_pos=[current], memory=memory, memory_pos=memory, num_obj_ptr_tokens=pointers
@@ -156,5 +158,5 @@ def _memory(grounding: Grounding, prompted: int, propagated: int, used: bool) ->
 
 
 def _features(side: int, channels: int) -> FrameFeatures:
-    levels = [torch.empty(1, channels, side // stride, side // stride, device=_META) for stride in (4, 8, 16)]
+    levels = [torch.empty(1, channels, side // stride, side // stride) for stride in (4, 8, 16)]
     return FrameFeatures(levels[0], levels[1], levels[2], torch.empty_like(levels[2]))
