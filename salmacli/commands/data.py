@@ -17,9 +17,9 @@ def _data() -> None:
 
 @app.command()
 def make(
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not hold anything else.")] = Path(
-        "data/synthetic"
-    ),
+    out: Annotated[
+        Path, typer.Option(envvar="SALMA_SYNTHETIC", help="Folder to make; it must not hold anything else.")
+    ] = Path("data/synthetic"),
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     train: Annotated[int, typer.Option(min=1, help="Training videos.")] = 700,
     valid: Annotated[int, typer.Option(min=1, help="Validation videos.")] = 40,

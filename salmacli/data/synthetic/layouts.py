@@ -121,9 +121,9 @@ def write_davis(root: Path, stories: Sequence[Story]) -> None:
     masks: dict[str, Any] = {}
     for story in sorted((s for s in stories if s.annotators), key=lambda story: story.name):
         expressions = {}
-        for number, (target, wordings) in enumerate(story.annotators):
-            tags = _tags_of(story, target)
-            for annotator, text in enumerate(wordings):
+        for number, described in enumerate(story.annotators):
+            tags = {"category": "attribute", "distractor": described.distractor}
+            for annotator, text in enumerate(described.wordings):
                 expressions[str(number * 4 + annotator)] = {
                     "exp": text,
                     "obj_id": str(number + 1),
@@ -131,17 +131,12 @@ def write_davis(root: Path, stories: Sequence[Story]) -> None:
                 }
         videos[story.name] = {"expressions": expressions, "frames": list(FRAME_NAMES)}
         for key in sorted(expressions):
-            masks[str(len(masks))] = list(story.masks[story.annotators[int(key) // 4][0]])
-        objects = [story.masks[target] for target, _ in story.annotators]
+            masks[str(len(masks))] = list(story.masks[story.annotators[int(key) // 4].thing])
+        objects = [story.masks[described.thing] for described in story.annotators]
         _write_annotations(top / "valid" / "Annotations" / story.name, objects)
         _link_video(frames_folder(root, "held_out") / story.name, top / "valid" / "JPEGImages" / story.name)
     _write_json(top / "meta_expressions" / "valid" / "meta_expressions.json", {"videos": videos})
     _write_pickle(top / "valid" / "mask_dict.pkl", masks)
-
-
-def _tags_of(story: Story, target: int) -> dict[str, Any]:
-    known = [sentence.tags["distractor"] for sentence in story.sentences if sentence.targets == (target,)]
-    return {"category": "attribute", "distractor": known[0] if known else False}
 
 
 def write_refytvos(root: Path, stories: Stories) -> None:
@@ -247,13 +242,13 @@ def write_own(root: Path, stories: Sequence[Story]) -> None:
     """A user's own pictures: ``annotations.json`` and ``images/``, one text per object."""
     entries: list[dict[str, Any]] = []
     for story in stories:
-        shown = [(target, words) for target, words in story.annotators if story.outlines[target]]
+        shown = [described for described in story.annotators if story.outlines[described.thing]]
         if not shown:
             continue
         file = f"{story.name}.jpg"
         _link(_still(root, "train", story), root / "own" / "images" / file)
-        masks = [story.outlines[target] for target, _ in shown]
-        entries.append({"image": file, "mask": masks, "text": [words[0] for _, words in shown]})
+        masks = [story.outlines[described.thing] for described in shown]
+        entries.append({"image": file, "mask": masks, "text": [described.wordings[0] for described in shown]})
     _write_json(root / "own" / "annotations.json", entries)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from salmacli.data import rle
 from salmacli.data.synthetic.expressions import Spoken, annotators, draw_expressions
-from salmacli.data.synthetic.meaning import Facts
+from salmacli.data.synthetic.meaning import Facts, has_distractor
 from salmacli.data.synthetic.polygons import outline
 from salmacli.data.synthetic.questions import draw_questions
 from salmacli.data.synthetic.render import render
@@ -32,6 +32,15 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Described:
+    """A thing in the words of four annotators."""
+
+    thing: int
+    wordings: tuple[str, ...]
+    distractor: bool
+
+
+@dataclass(frozen=True)
 class Story:
     """A finished video as the layouts need it.
 
@@ -41,7 +50,7 @@ class Story:
         foreground: T RLEs of everything together.
         sentences: For MeViS and others.
         questions: For ReVOS.
-        annotators: (thing, four wordings) for Ref-DAVIS and own data.
+        annotators: Things that attributes single out, for Ref-DAVIS and own data.
         still: The frame that RefCOCO and own data use.
         outlines: N outlines in frame ``still``, each polygons; empty where the thing is not there.
     """
@@ -51,7 +60,7 @@ class Story:
     foreground: tuple[rle.RLE, ...]
     sentences: tuple[Sentence, ...]
     questions: tuple[Sentence, ...]
-    annotators: tuple[tuple[int, tuple[str, ...]], ...]
+    annotators: tuple[Described, ...]
     still: int
     outlines: tuple[list[list[float]], ...]
 
@@ -89,7 +98,11 @@ def make_video(seed: int, split: str, index: int, folder: Path) -> Story:
         foreground=tuple(rle.encode(mask) for mask in np.asarray(drawn.masks.any(axis=0))),
         sentences=tuple(_sentence(one) for one in spoken),
         questions=tuple(_sentence(one) for one in questions),
-        annotators=tuple((target, tuple(words)) for target, words in people if words is not None),
+        annotators=tuple(
+            Described(target, tuple(words), has_distractor(facts, [target]))
+            for target, words in people
+            if words is not None
+        ),
         still=still,
         outlines=tuple(outline(mask) for mask in drawn.masks[:, still]),
     )
