@@ -76,7 +76,8 @@ def test_two_gloo_processes_meet(tmp_path: Path) -> None:
         "import sys, torch, torch.distributed as dist\n"
         "dist.init_process_group('gloo')\n"
         "total = torch.tensor([dist.get_rank() + 1.0]); dist.all_reduce(total)\n"
-        f"open(r'{tmp_path}' + f'/rank{{dist.get_rank()}}', 'w').write(f'{{total.item()}} {{sys.argv[1:]}}')\n"
+        f"path = r'{tmp_path}' + f'/rank{{dist.get_rank()}}'\n"
+        "open(path, 'w').write(f'{total.item()} {sys.argv[1:]}')\n"
         "dist.destroy_process_group()\n"
     )
     # A stand-in of the package's name, so that only the way in is tested and not what lies behind it.
