@@ -24,6 +24,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few videos of the synthetic benchmark in all layouts."""
+    from salmacli.data.synthetic.make import make
+
+    sizes = {"train": 6, "valid": 1, "held_out": 2}
+    return make(tmp_path_factory.mktemp("small") / "synthetic", sizes=sizes, processes=1)
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> SalmaModel:
     """The tiny preset's model with CMA and random weights. Shared: leave it as it is."""
     import torch

@@ -81,7 +81,7 @@ def evaluate(
     if source.synthetic:
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
     if predictions is not None:
-        folder, record = predictions, {}
+        folder, record = predictions, dict[str, Any]()
     else:
         folder, record = _predict(source, run, checkpoint, mode, save_logits, progress)
     _score(source, folder, record, missing, progress, as_json)

@@ -53,7 +53,7 @@ def assign(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
     Raises:
         UsageError: a text has no ``=`` or its value is not YAML.
     """
-    result = _copy(content)
+    result: dict[str, Any] = _copy(content)
     for text in assignments:
         path, equals, value = text.partition("=")
         if not equals or not path:

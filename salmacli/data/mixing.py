@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from salmacli.data import rle
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from salmacli.data.benchmarks import Benchmark
+from salmacli.data.benchmarks import Benchmark
 from salmacli.data.frames import read_frame
 from salmacli.data.records import Expression, Video
 from salmacli.data.templates import ANSWERS, QUESTIONS

@@ -124,8 +124,12 @@ class Predictor:
             self.model.grounding.encode(to_pixels(frames[start : start + FRAMES_AT_ONCE], (side, side)).to(self.model.device))
             for start in range(0, len(frames), FRAMES_AT_ONCE)
         ]
-        levels = (torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("stride4", "stride8", "stride16"))
-        return FrameFeatures(*levels, position=chunks[0].position)
+        return FrameFeatures(
+            torch.cat([chunk.stride4 for chunk in chunks]),
+            torch.cat([chunk.stride8 for chunk in chunks]),
+            torch.cat([chunk.stride16 for chunk in chunks]),
+            chunks[0].position,
+        )
 
     def _logits(self, features: FrameFeatures, language: Language, found: Tensor, conditioning: list[int]) -> Tensor:
         """(O, T, S/4, S/4) float32 mask logits of the expressions with a `[SEG]`."""

@@ -227,14 +227,21 @@ class Trainer:
         )
         workers = self.config.data.workers
         return DataLoader(
-            _Visits(self.mix), batch_sampler=order, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0
+            _Visits(self.mix),
+            batch_sampler=order,
+            collate_fn=collator,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Without one of its own the loader draws from torch's generator, and a resumed run would go another way.
+            generator=torch.Generator(),
         )
 
     def _restore(self, checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Any) -> int:
         state = load_trainer_state(checkpoint)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"]["cpu"])
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
         self.bad = int(state["bad"])
         return int(state["step"])
 
@@ -249,7 +256,7 @@ class Trainer:
             "step": step,
             "optimizer": optimizer.optimizer.state_dict(),
             "schedule": schedule.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "bad": self.bad,
         }
         save_checkpoint(
@@ -338,15 +345,15 @@ def _quiet(accelerator: Accelerator, model: nn.Module, quiet: bool) -> Iterator[
 @contextmanager
 def _on_signal(ask: Any) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask once; the second time they act as usual."""
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous[number])
         ask()
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            previous[wanted] = signal.signal(wanted, handle)
     except ValueError:  # not in the main thread: whoever runs us there handles signals
         pass
     try:

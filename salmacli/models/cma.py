@@ -77,6 +77,8 @@ class CrossModalAttention2D(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
+        for projection in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(projection.weight)
         self.gamma = nn.Parameter(torch.zeros(()))
         self.null_key = nn.Parameter(torch.zeros(width)) if config.mba == "bias" else None
         # A plain number and no buffer: a checkpoint taken during the warm-up must not freeze it.

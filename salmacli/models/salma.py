@@ -61,6 +61,8 @@ class SalmaModel(nn.Module):
         self.grounding: Grounding = build_grounding(config.sam2)
         width, channels = self.mllm.width, config.sam2.width
         self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, channels))
+        # SAM 2's own prompt tokens have unit variance; a fainter [SEG] among them would hardly be heard, nor learn.
+        nn.init.kaiming_normal_(self.text_hidden_fcs[2].weight, nonlinearity="relu")
         self.cma = CrossModalAttention2D(channels, config.cma) if config.cma.enabled else None
 
     @classmethod
