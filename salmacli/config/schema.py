@@ -112,6 +112,7 @@ class LossConfig(Settings):
     dice: float = Field(0.5, ge=0, description="Dice with a smoothing of 1")
     points: int = Field(12_544, ge=16, description="points per mask at which BCE and Dice compare it")
     lm: float = Field(1.0, ge=0, description="cross-entropy of the answer's tokens")
+    tmc: float = Field(0.1, ge=0, description="contrast between what is said of an object and the image features under its mask")
     iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
     prior: float = Field(
         0.0, ge=0, description="binary cross-entropy of the visual pre-pass on the union of all annotated objects; for models "

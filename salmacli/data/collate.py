@@ -30,6 +30,7 @@ class Batch:
         seg_rows, seg_columns: (O,) where each object's `[SEG]` stands.
         words: (O, N) columns of each expression's tokens; −1 is padding.
         frame_of, object_of: (P,) which frame and which object each mask belongs to.
+        identity: (P,) equal where two masks show the same object, be it in other words or another frame.
         targets: (P, S, S) bool, the true masks.
         foreground: (F, S, S) bool, all annotated objects of each frame.
     """
@@ -45,6 +46,7 @@ class Batch:
     words: Tensor
     frame_of: Tensor
     object_of: Tensor
+    identity: Tensor
     targets: Tensor
     foreground: Tensor
 
@@ -103,6 +105,8 @@ class Collator:
         """Batch clips that are all readable."""
         rows = [self._conversation(clip) for clip in clips]
         frame_of, object_of, targets, foreground = self._masks(clips)
+        names = [(n, target) for n, clip in enumerate(clips) for target in clip.targets]
+        identity = torch.tensor([names.index(name) for name in names])[object_of]
         length = max(len(row.ids) for row in rows)
         words = [np.flatnonzero(row.words & (row.branch == n)) for row in rows for n in range(len(row.segs))]
         return Batch(
@@ -117,6 +121,7 @@ class Collator:
             words=_padded(words, max(len(row) for row in words), -1),
             frame_of=frame_of,
             object_of=object_of,
+            identity=identity,
             targets=targets,
             foreground=foreground,
         )

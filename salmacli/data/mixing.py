@@ -27,6 +27,7 @@ class Clip:
         shown: K times uint8 (H, W, 3).
         frames: D times uint8 (H, W, 3).
         expressions, questions, answers: O texts each.
+        targets: O sets of mask keys; equal sets are the same object.
         masks: (O, D, H, W) bool.
         foreground: (D, H, W) bool, the union of everything annotated in the video.
     """
@@ -37,6 +38,7 @@ class Clip:
     expressions: tuple[str, ...]
     questions: tuple[str, ...]
     answers: tuple[str, ...]
+    targets: tuple[tuple[str, ...], ...]
     masks: np.ndarray
     foreground: np.ndarray
 
@@ -119,6 +121,7 @@ class TrainingMix:
             expressions=tuple(expression.text for expression in asked),
             questions=tuple(QUESTIONS[n] for n in rng.integers(len(QUESTIONS), size=count)),
             answers=tuple(ANSWERS[n] for n in rng.integers(len(ANSWERS), size=count)),
+            targets=tuple(tuple(sorted(expression.targets)) for expression in asked),
             masks=np.stack([_masks(benchmark, video, expression, decoded, size) for expression in asked]),
             foreground=np.any(
                 [_masks(benchmark, video, expression, decoded, size) for expression in video.expressions], axis=0

@@ -11,6 +11,7 @@ from salmacli.data.collate import Batch
 from salmacli.models.salma import Outputs
 
 
+CONTRAST_TEMPERATURE = 0.07
 OVERSAMPLING, IMPORTANCE = 3, 0.75
 
 
@@ -72,6 +73,26 @@ def iou_regression(predicted: Tensor, logits: Tensor, targets: Tensor) -> Tensor
     return F.mse_loss(predicted.float(), true.float())
 
 
+def text_mask_contrast(seg: Tensor, looks: Tensor, identity: Tensor, present: Tensor) -> Tensor:
+    """Symmetric InfoNCE between what is said of an object and what it looks like.
+
+    Args:
+        seg, looks: (P, C).
+        identity: (P,) rows of equal identity show the same object and are not held against each other.
+        present: (P,) False where the object is not in the frame; such rows take no part.
+
+    Source: CLIP (Radford et al., ICML 2021), with SALMA's masks.
+    """
+    seg, looks, identity = seg[present], looks[present], identity[present]
+    if len(seg) < 2:
+        return seg.sum() * 0
+    similarity = F.normalize(seg.float(), dim=-1) @ F.normalize(looks.float(), dim=-1).T / CONTRAST_TEMPERATURE
+    same = (identity[:, None] == identity) & ~torch.eye(len(seg), dtype=torch.bool, device=seg.device)
+    similarity = similarity.masked_fill(same, float("-inf"))
+    row = torch.arange(len(seg), device=seg.device)
+    return (F.cross_entropy(similarity, row) + F.cross_entropy(similarity.T, row)) / 2
+
+
 def answer_cross_entropy(vocabulary: Tensor, answers: Tensor) -> Tensor:
     """Cross-entropy of the answers' tokens: (A, V), (A,) → scalar."""
     return F.cross_entropy(vocabulary.float(), answers) if len(answers) else vocabulary.sum()
@@ -91,6 +112,9 @@ def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[Tens
         "iou": iou_regression(masks.iou, masks.logits, targets),
         "lm": answer_cross_entropy(outputs.vocabulary, outputs.answers),
     }
+    if config.tmc:
+        present = targets.flatten(1).any(1)
+        parts["tmc"] = text_mask_contrast(outputs.seg, outputs.looks, batch.identity, present)
     if outputs.prior is not None and config.prior:
         points = uncertain_points(outputs.prior, config.points)
         parts["prior"] = mask_bce(at_points(outputs.prior, points), at_points(batch.foreground, points))

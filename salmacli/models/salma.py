@@ -40,12 +40,15 @@ class Outputs:
     Attributes:
         masks: P masks.
         prior: (F, S/4, S/4) logits of the visual pre-pass, with gradient; None without CMA.
+        seg, looks: (P, C) the language prompt of each mask, and the image features under the true mask, before the CMA.
         vocabulary: (A, V) logits at the positions that have labels.
         answers: (A,) those labels.
     """
 
     masks: Masks
     prior: Tensor | None
+    seg: Tensor
+    looks: Tensor
     vocabulary: Tensor
     answers: Tensor
 
@@ -137,4 +140,17 @@ class SalmaModel(nn.Module):
         # The token at a position is predicted from the one before it; only answers have labels.
         asked = batch.labels[:, 1:] >= 0
         vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])
-        return Outputs(masks, prior, vocabulary, batch.labels[:, 1:][asked])
+        return Outputs(
+            masks=masks,
+            prior=prior,
+            seg=language.seg[batch.object_of],
+            looks=_under(features.stride16[batch.frame_of], batch.targets),
+            vocabulary=vocabulary,
+            answers=batch.labels[:, 1:][asked],
+        )
+
+
+def _under(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean of (P, C, h, w) features under (P, S, S) masks: (P, C), zeros under empty ones."""
+    share = F.interpolate(masks.unsqueeze(1).to(features.dtype), features.shape[-2:], mode="area")
+    return (features * share).sum((2, 3)) / share.sum((2, 3)).clamp(min=1e-6)

@@ -65,7 +65,7 @@ def test_targets_keep_their_place_when_resized(tokenizer):
     masks = np.zeros((1, 1, 40, 80), bool)
     masks[0, 0, :20, 40:] = True
     frame = np.zeros((40, 80, 3), np.uint8)
-    clip = Clip("c", (frame,), (frame,), ("the ring",), (QUESTIONS[0],), (ANSWERS[0],), masks, masks[0])
+    clip = Clip("c", (frame,), (frame,), ("the ring",), (QUESTIONS[0],), (ANSWERS[0],), (("1",),), masks, masks[0])
     batch = Collator(tokenizer, (16, 16), 4, 64).batch([clip])
     assert batch.targets.shape == (1, 64, 64)
     assert batch.targets[0, :32, 32:].all() and batch.targets.sum() == 32 * 32

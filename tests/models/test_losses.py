@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from salmacli.models.losses import answer_cross_entropy, at_points, iou_regression, mask_bce, mask_dice, uncertain_points
+from salmacli.models.losses import (
+    answer_cross_entropy,
+    at_points,
+    iou_regression,
+    mask_bce,
+    mask_dice,
+    text_mask_contrast,
+    uncertain_points,
+)
 
 
 def test_dice_of_empty_masks_is_small_and_finite_and_of_opposites_near_one():
@@ -51,3 +59,19 @@ def test_iou_regression_knows_the_true_iou():
     logits[0, :, :4], targets[0, :8, :8] = 5.0, True  # a half against its upper half: IoU 1/2; the other: both empty, 1
     assert float(iou_regression(torch.tensor([0.5, 1.0]), logits, targets)) == pytest.approx(0, abs=1e-6)
     assert float(iou_regression(torch.tensor([1.0, 1.0]), logits, targets)) == pytest.approx(0.125)
+
+
+def test_contrast_pulls_what_belongs_together_and_spares_the_same_object():
+    torch.manual_seed(0)
+    seg = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
+    identity, present = torch.arange(4), torch.ones(4, dtype=torch.bool)
+    matched = text_mask_contrast(seg, seg, identity, present)
+    assert float(matched) < 0.1 < float(text_mask_contrast(seg, seg.roll(1, 0), identity, present))
+    # Two rows that look alike are no mistake when they are the same object …
+    twice = torch.cat([seg, seg[:1]])
+    same = torch.tensor([0, 1, 2, 3, 0])
+    everywhere = torch.ones(5, dtype=torch.bool)
+    assert float(text_mask_contrast(twice, twice, same, everywhere)) < 0.1
+    assert float(text_mask_contrast(twice, twice, torch.arange(5), everywhere)) > 0.2
+    # … and absent objects, or a single one, say nothing.
+    assert float(text_mask_contrast(seg, seg.roll(1, 0), identity, identity == 0)) == 0

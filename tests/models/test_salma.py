@@ -38,6 +38,7 @@ def clip(texts: tuple[str, ...] = TEXTS, frames: int = 2) -> Clip:
         expressions=texts,
         questions=(QUESTIONS[0],) * len(texts),
         answers=(ANSWERS[0],) * len(texts),
+        targets=tuple((str(n),) for n in range(len(texts))),
         masks=rng.random((len(texts), frames, 40, 60)) > 0.5,
         foreground=rng.random((frames, 40, 60)) > 0.5,
     )
@@ -118,7 +119,7 @@ def test_every_part_gets_a_gradient_even_at_gamma_zero():
     batch = collate(fresh, clip())
     loss, parts = total_loss(fresh(batch), batch, load_config("tiny").losses)
     loss.backward()
-    assert set(parts) == {"bce", "dice", "iou", "lm", "prior"}
+    assert set(parts) == {"bce", "dice", "iou", "lm", "tmc", "prior"}
     for name, part in fresh.trained_parts().items():
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()), name
 
