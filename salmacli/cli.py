@@ -117,9 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail_on(error: Exception) -> int:
     """Tell usage errors and the machine's faults from bugs."""
-    if (
-        type(error).__name__ == "NoArgsIsHelpError"
-    ):  # a group called without a command: its help is the answer
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group called without a command: its help is the answer
         typer.echo(str(error.args[0] if error.args else error))
         return 2
     # Typer carries its own copy of click since 0.26 and uses the package before: what they share is the
@@ -130,9 +128,7 @@ def _fail_on(error: Exception) -> int:
         return _fail("interrupted", INTERRUPTED)
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         place = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{place}{error.strerror}; make room, change the permissions or choose another folder", 4
-        )
+        return _fail(f"{place}{error.strerror}; make room, change the permissions or choose another folder", 4)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _fail(f"this is a bug of SALMA ({what}); SALMA_DEBUG=1 shows the traceback", 1)
 
@@ -143,9 +139,7 @@ def _usage(error: Any) -> str:
     if close:
         message = f"{error.message.rstrip('. ')}; did you mean {' or '.join(sorted(close))}?"
     ctx = getattr(error, "ctx", None)
-    return (
-        f"{message}{' ' if message.endswith('?') else '; '}see {ctx.command_path if ctx else 'salma'} --help"
-    )
+    return f"{message}{' ' if message.endswith('?') else '; '}see {ctx.command_path if ctx else 'salma'} --help"
 
 
 def _fail(message: str, status: int) -> int:

@@ -118,17 +118,13 @@ def test_a_wrong_option_names_a_near_one(capsys: pytest.CaptureFixture[str]) -> 
     assert "did you mean --frames" in capsys.readouterr().err
 
 
-def test_salma_errors_end_with_their_code_in_one_line(
-    failing: typer.Typer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_salma_errors_end_with_their_code_in_one_line(failing: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
     _raises(failing, ConfigError("train.stpes is unknown", "did you mean train.steps?"))
     assert main(["fail"]) == 3
     assert capsys.readouterr().err == "salma: error: train.stpes is unknown; did you mean train.steps?\n"
 
 
-def test_a_bug_is_called_one_and_keeps_to_one_line(
-    failing: typer.Typer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bug_is_called_one_and_keeps_to_one_line(failing: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
     _raises(failing, ZeroDivisionError("division\nby zero"))
     assert main(["fail"]) == 1
     err = capsys.readouterr().err
@@ -183,9 +179,7 @@ def test_a_reader_that_leaves_is_met_with_silence() -> None:
         "cli.app.command('talk')(lambda: [print('x' * 10000) for _ in range(1000)] and None)\n"
         "sys.exit(cli.main(['talk']))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()
@@ -202,9 +196,7 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
         "def wait() -> None:\n    print('ready', flush=True); time.sleep(20)\n"
         "cli.app.command('wait')(wait)\nsys.exit(cli.main(['wait']))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)

@@ -54,9 +54,7 @@ def test_less_than_one_is_refused(calls: list[dict[str, Any]]) -> None:
     assert calls == []
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [(1, SalmaError), (130, KeyboardInterrupt), (-2, KeyboardInterrupt)]
-)
+@pytest.mark.parametrize(("status", "error"), [(1, SalmaError), (130, KeyboardInterrupt), (-2, KeyboardInterrupt)])
 def test_failing_workers_fail_the_command(
     monkeypatch: pytest.MonkeyPatch, status: int, error: type[BaseException]
 ) -> None:

@@ -82,12 +82,8 @@ def export(
         raise UsageError(f"{out} is there already", "give another place with --out, or --force to replace it")
     if out.exists() and out.is_dir() != (to == "folder"):
         kind = "folder" if out.is_dir() else "file"
-        raise UsageError(
-            f"{out} is a {kind} and --force replaces only like by like", "give another place with --out"
-        )
-    fill(
-        build_model(contents, source), contents.tensors, source
-    )  # a file that no model fits is not worth converting
+        raise UsageError(f"{out} is a {kind} and --force replaces only like by like", "give another place with --out")
+    fill(build_model(contents, source), contents.tensors, source)  # a file that no model fits is not worth converting
     found = fingerprint_of(contents.tensors)
     if not dry_run:
         if to == "folder":
@@ -95,9 +91,7 @@ def export(
         else:
             write_pth(out, contents)
         _verify(out, contents, found)
-    return Export(
-        source, layout, out, contents.step, found, key_report(contents.tensors), verified=not dry_run
-    )
+    return Export(source, layout, out, contents.step, found, key_report(contents.tensors), verified=not dry_run)
 
 
 def write_pth(path: Path, contents: Contents) -> None:

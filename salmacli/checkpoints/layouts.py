@@ -63,9 +63,7 @@ def detect(path: Path) -> Layout:
     if path.is_dir():
         return _detect_folder(path)
     if not path.exists():
-        raise CheckpointError(
-            f"{path} is missing", "check the path; `salma train` makes checkpoints in runs/"
-        )
+        raise CheckpointError(f"{path} is missing", "check the path; `salma train` makes checkpoints in runs/")
     if path.suffix == ".safetensors":
         return name_layout(safetensors_names(path))
     content = read_pickle(path)
@@ -170,9 +168,7 @@ def broken(path: Path, error: Exception) -> CheckpointError:
     size, why = path.stat().st_size, str(error).strip()
     # An unpickling error's text is torch's long advice, which would mislead here.
     reason = "" if not why or isinstance(error, pickle.UnpicklingError) else f"; {why.splitlines()[0][:120]}"
-    return CheckpointError(
-        f"{path} is cut off or no checkpoint ({size} bytes{reason})", "copy or save it again"
-    )
+    return CheckpointError(f"{path} is cut off or no checkpoint ({size} bytes{reason})", "copy or save it again")
 
 
 def _detect_folder(path: Path) -> Layout:
@@ -187,9 +183,7 @@ def _detect_folder(path: Path) -> Layout:
         return detect(file)
     inside = sorted(folder for folder in path.glob("**/step-*") if salma_folder(folder))
     if inside:
-        raise CheckpointError(
-            f"{path} holds {len(inside)} checkpoints", f"name one of them, such as {inside[-1]}"
-        )
+        raise CheckpointError(f"{path} holds {len(inside)} checkpoints", f"name one of them, such as {inside[-1]}")
     raise CheckpointError(
         f"{path} holds no checkpoint", "name a folder with config.json and model.safetensors, or a file"
     )

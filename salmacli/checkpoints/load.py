@@ -58,9 +58,7 @@ class CheckpointInfo:
         return {"path": str(self.path), "step": self.step, "sha256": sha256(weights)}
 
 
-def load_checkpoint(
-    path: Path | str, device: str | torch.device = "cpu"
-) -> tuple[SalmaModel, CheckpointInfo]:
+def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> tuple[SalmaModel, CheckpointInfo]:
     """Build the model that a SALMA checkpoint describes and fill it.
 
     Args:
@@ -96,9 +94,7 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
         )
     content = read_pickle(path)
     if not isinstance(content, Mapping) or content.get("format") != TRAINER_FORMAT:
-        raise CheckpointError(
-            f"{path} is not a trainer state of SALMA", "name a checkpoint that `salma train` wrote"
-        )
+        raise CheckpointError(f"{path} is not a trainer state of SALMA", "name a checkpoint that `salma train` wrote")
     _check_schema(content, path)
     return dict(content["state"])
 
@@ -119,9 +115,7 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
     if layout is Layout.SALMA_PTH:
         return path, layout, _read_pth(path)
     if layout in (Layout.UNKNOWN, Layout.SALMA_BARE, Layout.SALMA_TRAINER):
-        raise CheckpointError(
-            f"{path} is a {layout.value}", "name a SALMA checkpoint folder or an exported .pth"
-        )
+        raise CheckpointError(f"{path} is a {layout.value}", "name a SALMA checkpoint folder or an exported .pth")
     raise CheckpointError(
         f"{path} is not a SALMA checkpoint but a {layout.value}; converting this layout comes later",
         "name a SALMA checkpoint folder or an exported .pth",
@@ -170,14 +164,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], place: Path) -> None:
         faults.append(_fault(unexpected, "unexpected"))
     both = sorted(wanted.keys() & given.keys())
     if shapes := [name for name in both if wanted[name].shape != given[name].shape]:
-        told = [
-            f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in shapes[:_SHOWN]
-        ]
+        told = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in shapes[:_SHOWN]]
         faults.append(_fault(shapes, "of another shape", told))
     if faults:
-        raise CheckpointError(
-            f"{place} does not fit its own config: {'; '.join(faults)}", "it is of another model"
-        )
+        raise CheckpointError(f"{place} does not fit its own config: {'; '.join(faults)}", "it is of another model")
     with torch.no_grad():
         for name in both:
             wanted[name].copy_(given[name])
@@ -195,9 +185,7 @@ def _read_folder(folder: Path) -> Contents:
         raise broken(folder / WEIGHTS, error) from error
     others = (CONFIG, WEIGHTS, TRAINER)
     tokenizer = {
-        file.name: file.read_bytes()
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in others
+        file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file() and file.name not in others
     }
     return _contents(header, tokenizer, tensors, folder / CONFIG)
 
@@ -208,13 +196,9 @@ def _read_pth(path: Path) -> Contents:
     tensors = content.get("state_dict")
     files = content.get("tokenizer")
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(
-            f"{path}: state_dict is not a mapping of tensors", "export it again with salma convert"
-        )
+        raise CheckpointError(f"{path}: state_dict is not a mapping of tensors", "export it again with salma convert")
     if not isinstance(files, Mapping) or not all(isinstance(text, str) for text in files.values()):
-        raise CheckpointError(
-            f"{path}: tokenizer is not a mapping of texts", "export it again with salma convert"
-        )
+        raise CheckpointError(f"{path}: tokenizer is not a mapping of texts", "export it again with salma convert")
     return _contents(content, {name: text.encode("utf-8") for name, text in files.items()}, tensors, path)
 
 
@@ -223,9 +207,7 @@ def _contents(
 ) -> Contents:
     step, model, run_config = header.get("step"), header.get("model"), header.get("run_config", {})
     if not isinstance(step, int) or not isinstance(model, Mapping) or not isinstance(run_config, Mapping):
-        raise CheckpointError(
-            f"{where} lacks step, model or run_config", "save or convert the checkpoint again"
-        )
+        raise CheckpointError(f"{where} lacks step, model or run_config", "save or convert the checkpoint again")
     return Contents(step, model, run_config, tokenizer, dict(tensors))
 
 

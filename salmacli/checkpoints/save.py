@@ -65,9 +65,7 @@ def save_checkpoint(
 def contents_of(model: nn.Module, *, config: Mapping[str, Any], step: int) -> Contents:
     """Copy a model's tensors, config and tokenizer to the CPU."""
     tensors, _ = untied(model)
-    own = {
-        name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return Contents(
         step=step,
         model=model.config.model_dump(mode="json"),  # type: ignore[union-attr, operator]
@@ -93,9 +91,7 @@ def write_folder(folder: Path, contents: Contents, trainer_state: Mapping[str, A
             (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
         if trainer_state is not None:
             _write_trainer_state(part / TRAINER, trainer_state, contents.step)
-        (part / CONFIG).write_text(
-            json.dumps(_header(contents), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (part / CONFIG).write_text(json.dumps(_header(contents), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         part.chmod(0o755)
         for file in part.iterdir():
             _sync(file)
@@ -120,9 +116,7 @@ def _header(contents: Contents) -> dict[str, Any]:
 
 def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> None:
     note = f"The model's weights lie beside this file in {WEIGHTS}."
-    torch.save(
-        {"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path
-    )
+    torch.save({"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path)
     try:  # now, while the training still runs, not at --resume
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

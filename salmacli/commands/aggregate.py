@@ -40,9 +40,7 @@ def aggregate(
     group_seeds: Annotated[
         bool, typer.Option(help="Make runs that differ only in the seed one row, mean ± sd.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Compare runs: rows are runs and inference modes, columns the benchmarks' J, F and J&F."""
     from salmacli.config.files import write_atomic

@@ -36,15 +36,11 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, write nothing.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Turn a checkpoint into a model-only folder or one .pth, and report its tensors."""
     if not file.exists():  # before torch is loaded: a wrong path should not take seconds
-        raise CheckpointError(
-            f"{file} is missing", "check the path; `salma train` makes checkpoints in runs/"
-        )
+        raise CheckpointError(f"{file} is missing", "check the path; `salma train` makes checkpoints in runs/")
     from salmacli.checkpoints.export import export
     from salmacli.report.console import emit_json, result, say
 
@@ -57,9 +53,7 @@ def convert(
     if dry_run:
         say(f"would write: {made.out}")
     else:
-        say(
-            f"wrote: {made.out} (read back: all {sum(row.tensors for row in made.modules)} tensors identical)"
-        )
+        say(f"wrote: {made.out} (read back: all {sum(row.tensors for row in made.modules)} tensors identical)")
 
 
 def _record(made: Export, dry_run: bool) -> dict[str, Any]:

@@ -23,9 +23,7 @@ def make(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     train: Annotated[int, typer.Option(min=1, help="Training videos.")] = 700,
     valid: Annotated[int, typer.Option(min=1, help="Validation videos.")] = 40,
-    held_out: Annotated[
-        int, typer.Option(min=1, help="Videos with colours and shapes never paired in training.")
-    ] = 40,
+    held_out: Annotated[int, typer.Option(min=1, help="Videos with colours and shapes never paired in training.")] = 40,
     show: Annotated[bool, typer.Option("--show", help="Write a contact sheet beside the data.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -104,9 +102,7 @@ def _table(out: Path, marker: dict[str, Any]) -> Any:
     for name, split in rows:
         benchmark = open_synthetic(name, out, split)
         tags = Counter(
-            bool(expression.tags.get("distractor"))
-            for video in benchmark.videos
-            for expression in video.expressions
+            bool(expression.tags.get("distractor")) for video in benchmark.videos for expression in video.expressions
         )
         share = "–" if name == "own" else f"{tags[True] / max(tags.total(), 1):.0%}"
         table.add_row(name, split, str(len(benchmark.videos)), str(tags.total()), share)

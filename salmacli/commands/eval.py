@@ -45,21 +45,29 @@ class Scoring(str, Enum):
 def evaluate(
     benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
     run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
-    checkpoint: Annotated[Optional[Path], typer.Option(help="A checkpoint instead of a run's newest.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
     data: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
     ] = None,
-    split: Annotated[Optional[str], typer.Option(help="The split; the one that people report if not given.")] = None,  # noqa: UP045
-    mode: Annotated[Optional[Mode], typer.Option(help="How videos are predicted; the model's own if not given.")] = None,  # noqa: UP045
-    predictions: Annotated[Optional[Path], typer.Option(help="Score this folder and predict nothing.")] = None,  # noqa: UP045
-    missing: Annotated[Missing, typer.Option(help="What a missing prediction is: an error, a score of 0, or left out.")] = Missing.error,
+    split: Annotated[str | None, typer.Option(help="The split; the one that people report if not given.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="How videos are predicted; the model's own if not given.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Score this folder and predict nothing.")] = None,
+    missing: Annotated[
+        Missing, typer.Option(help="What a missing prediction is: an error, a score of 0, or left out.")
+    ] = Missing.error,
     truth: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="davis: folder of true label PNGs <sequence>/<frame>.png, for --predictions of the same form."),
+        typer.Option(
+            help="davis: folder of true label PNGs <sequence>/<frame>.png, for --predictions of the same form."
+        ),
     ] = None,
-    scoring: Annotated[Scoring, typer.Option(help="davis with --truth: how label PNGs are scored.")] = Scoring.semi_supervised,
-    save_logits: Annotated[bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")] = False,
+    scoring: Annotated[
+        Scoring, typer.Option(help="davis with --truth: how label PNGs are scored.")
+    ] = Scoring.semi_supervised,
+    save_logits: Annotated[
+        bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Predict a benchmark with a model and score it, or score predictions that exist."""
@@ -88,7 +96,12 @@ def evaluate(
 
 
 def _predict(
-    source: Benchmark, run: Path | None, checkpoint: Path | None, mode: Mode | None, save_logits: bool, progress: Progress
+    source: Benchmark,
+    run: Path | None,
+    checkpoint: Path | None,
+    mode: Mode | None,
+    save_logits: bool,
+    progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:
     """Make or complete the predictions; their folder and what the results say about where they come from."""
     from salmacli.engine.predictor import ensure_predictions
@@ -99,12 +112,22 @@ def _predict(
         chosen = RunFolder.newest()
         progress.say(f"run: {chosen.path} (the newest)")
     return ensure_predictions(
-        chosen, source, mode.value if mode else None, checkpoint=checkpoint, save_logits=save_logits, progress=progress
+        chosen,
+        source,
+        mode.value if mode else None,
+        checkpoint=checkpoint,
+        save_logits=save_logits,
+        progress=progress,
     )
 
 
 def _score(
-    source: Benchmark, folder: Path, record: dict[str, Any], missing: Missing, progress: Progress, as_json: bool
+    source: Benchmark,
+    folder: Path,
+    record: dict[str, Any],
+    missing: Missing,
+    progress: Progress,
+    as_json: bool,
 ) -> None:
     from salmacli.engine.evaluator import evaluate as score
     from salmacli.report.console import emit_json, result

@@ -23,9 +23,7 @@ def flops(
         typer.Option(help="Count the model of this checkpoint instead."),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Length of the video.")] = 12,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Count the floating-point operations of every part, for one expression in one video."""
     from salmacli.engine.flops import measure

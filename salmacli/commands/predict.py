@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="FRAMES_OR_VIDEO", help="A folder of frames, a video or a picture.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FRAMES_OR_VIDEO", help="A folder of frames, a video or a picture.")
+    ],
     text: Annotated[list[str], typer.Option(help="What to segment; repeatable.")],
     run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
-    checkpoint: Annotated[Optional[Path], typer.Option(help="A checkpoint instead of a run's newest.")] = None,  # noqa: UP045
-    mode: Annotated[Optional[Mode], typer.Option(help="How videos are predicted; the model's own if not given.")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,  # noqa: UP045
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="How videos are predicted; the model's own if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the video that is written.")] = 10.0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -45,7 +47,15 @@ def predict(
     tracks = predictor.video(pictures, text)
     rows = [_write(place, names, pictures, track, fps) for place, track in zip(places, tracks, strict=True)]
     if as_json:
-        emit_json({"schema": 1, "source": str(source), "mode": predictor.mode, "checkpoint": info.record(), "expressions": rows})
+        emit_json(
+            {
+                "schema": 1,
+                "source": str(source),
+                "mode": predictor.mode,
+                "checkpoint": info.record(),
+                "expressions": rows,
+            }
+        )
     else:
         result(_table(rows, len(pictures)))
 

@@ -23,9 +23,7 @@ def threshold_sweep(
     benchmark: Annotated[Set, typer.Option(help="The benchmark.")] = Set.mevis,
     data: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="The benchmark's folder in its official layout; the synthetic benchmark if not given."
-        ),
+        typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
     ] = None,
     split: Annotated[
         Optional[str],  # noqa: UP045
@@ -35,12 +33,8 @@ def threshold_sweep(
         Optional[Mode],  # noqa: UP045
         typer.Option(help="How videos are predicted; the model's own if not given."),
     ] = None,
-    thresholds: Annotated[
-        int, typer.Option(min=1, help="How many, evenly inside 0..1; an odd number holds 0.5.")
-    ] = 99,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print threshold_sweep.json instead of a table.")
-    ] = False,
+    thresholds: Annotated[int, typer.Option(min=1, help="How many, evenly inside 0..1; an odd number holds 0.5.")] = 99,
+    as_json: Annotated[bool, typer.Option("--json", help="Print threshold_sweep.json instead of a table.")] = False,
 ) -> None:
     """Score every threshold in one pass over saved mask logits, predicted first where they are missing."""
     from salmacli.engine.run_folder import RunFolder
@@ -57,9 +51,7 @@ def threshold_sweep(
     progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic:
-        progress.say(
-            f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})"
-        )
+        progress.say(f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})")
     predictions = _logits(chosen, source, mode, progress)
     sweep = sweep_predictions(source, predictions, even_thresholds(thresholds), progress)
     record = {**_origin(chosen, source, predictions), **sweep.record()}

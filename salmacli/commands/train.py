@@ -31,11 +31,14 @@ def train(
     seed: Annotated[Optional[int], typer.Option(help="Of data order and initial weights.")] = None,  # noqa: UP045
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, e.g. train.learning_rate=1e-4; repeatable."),
+        typer.Option(
+            "--set", metavar="A.B=VALUE", help="Any other setting, e.g. train.learning_rate=1e-4; repeatable."
+        ),
     ] = None,
     name: Annotated[Optional[str], typer.Option(help="Name of the run's folder below runs/.")] = None,  # noqa: UP045
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run, or with --name, from its last checkpoint.")
+        bool,
+        typer.Option("--resume", help="Go on with the newest run, or with --name, from its last checkpoint."),
     ] = False,
     num_gpus: Annotated[int, typer.Option(help="Processes, one per device.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -83,7 +86,9 @@ def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[Run
     from salmacli.errors import UsageError
 
     if assignments or preset != "tiny":
-        raise UsageError("--resume goes on with the run's own settings", "leave the other options out, or start a new run")
+        raise UsageError(
+            "--resume goes on with the run's own settings", "leave the other options out, or start a new run"
+        )
     run = RunFolder(RUNS / name) if name else RunFolder.newest()
     return run, validate(run.record().get("config", {}))
 
@@ -132,7 +137,11 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
     if as_json:
         emit_json(record)
     else:
-        table = Table(title=f"{run.name}: step {outcome.step} of {config.train.steps}", show_header=False, title_justify="left")
+        table = Table(
+            title=f"{run.name}: step {outcome.step} of {config.train.steps}",
+            show_header=False,
+            title_justify="left",
+        )
         rows = {
             "time": f"{outcome.seconds / 60:.1f} min",
             "losses": "  ".join(f"{name} {value:.3f}" for name, value in outcome.losses.items()),
@@ -143,7 +152,11 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
         for key, value in rows.items():
             table.add_row(key, value)
         result(table)
-    say(f"stopped; go on with: salma train --resume --name {run.name}" if outcome.interrupted else "next: salma eval mevis")
+    say(
+        f"stopped; go on with: salma train --resume --name {run.name}"
+        if outcome.interrupted
+        else "next: salma eval mevis"
+    )
 
 
 def _yaml(value: object) -> str:

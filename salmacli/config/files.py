@@ -60,24 +60,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except IsADirectoryError:
         raise DataError(f"{path} is a folder where a JSON file is expected", "name the file itself") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text at byte {error.start}", "fetch or make the file again"
-        ) from None
+        raise DataError(f"{path} is not UTF-8 text at byte {error.start}", "fetch or make the file again") from None
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}", "check its permissions"
-        ) from None
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", "check its permissions") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise DataError(
-            f"{path} is not valid JSON at {where}: {error.msg}", "fetch or make the file again"
-        ) from None
+        raise DataError(f"{path} is not valid JSON at {where}: {error.msg}", "fetch or make the file again") from None
     except RecursionError:
-        raise DataError(
-            f"{path} nests its JSON too deeply to be read", "fetch or make the file again"
-        ) from None
+        raise DataError(f"{path} nests its JSON too deeply to be read", "fetch or make the file again") from None
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -100,15 +92,9 @@ def safe_name(name: str, where: str) -> str:
         DataError: The name is empty, absolute, ``.`` or ``..``, holds a separator, a drive or a control
         character.
     """
-    plain = (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and not any(c in "/\\:" or ord(c) < 32 for c in name)
-    )
+    plain = isinstance(name, str) and name not in ("", ".", "..") and not any(c in "/\\:" or ord(c) < 32 for c in name)
     if not plain:
-        raise DataError(
-            f"{where}: {name!r} is not a plain name and could lead outside the data folder", "rename it"
-        )
+        raise DataError(f"{where}: {name!r} is not a plain name and could lead outside the data folder", "rename it")
     return name
 
 

@@ -34,7 +34,8 @@ def read_preset(name_or_path: str) -> dict[str, Any]:
         text = Path(name_or_path).read_text(encoding="utf-8")
     else:
         raise UsageError(
-            f"no preset and no file named {name_or_path!r}", f"take one of {', '.join(preset_names())}, or the path of a YAML file"
+            f"no preset and no file named {name_or_path!r}",
+            f"take one of {', '.join(preset_names())}, or the path of a YAML file",
         )
     try:
         content = yaml.safe_load(text)
@@ -91,11 +92,13 @@ def validate(content: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         faults = [_fault(dict(entry)) for entry in error.errors()]
-        raise ConfigError(f"{len(faults)} wrong setting(s): " + " | ".join(faults), "mend them in the file or with --set") from error
+        raise ConfigError(
+            f"{len(faults)} wrong setting(s): " + " | ".join(faults), "mend them in the file or with --set"
+        ) from error
 
 
 def _fault(entry: dict[str, Any]) -> str:
-    path = [part for part in entry["loc"]]
+    path = list(entry["loc"])
     name = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), n=1)

@@ -21,10 +21,12 @@ class MllmConfig(Settings):
     """The multimodal LLM."""
 
     native: dict[str, Any] = Field(
-        description="arguments of transformers' InternVLConfig (vision_config, text_config, …); the vocabulary size and "
-        "the image token follow from the tokenizer"
+        description="arguments of transformers' InternVLConfig (vision_config, text_config, …); the vocabulary "
+        "size and the image token follow from the tokenizer"
     )
-    vocabulary: int = Field(1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one")
+    vocabulary: int = Field(
+        1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"
+    )
 
 
 class Sam2Config(Settings):
@@ -41,14 +43,18 @@ class Sam2Config(Settings):
     memory_width: int = Field(64, description="channels of one memory")
     memory_layers: int = Field(4, description="layers of the memory attention")
     memory_feedforward: int = Field(2048, description="hidden width of the memory attention's MLP")
-    object_scores: bool = Field(True, description="predict whether the object is in the frame (used by the memory only)")
+    object_scores: bool = Field(
+        True, description="predict whether the object is in the frame (used by the memory only)"
+    )
 
     @model_validator(mode="after")
     def _sizes(self) -> Sam2Config:
         if self.image_size % 64:
             raise ValueError(f"image_size must be a multiple of 64, not {self.image_size}")
         if self.width % 32:
-            raise ValueError(f"width must be a multiple of 32 (8 heads of the mask decoder, half width), not {self.width}")
+            raise ValueError(
+                f"width must be a multiple of 32 (8 heads of the mask decoder, half width), not {self.width}"
+            )
         return self
 
 
@@ -58,7 +64,8 @@ class CmaConfig(Settings):
     enabled: bool = Field(False, description="attend from the image features to the expression before the mask decoder")
     topk: int | None = Field(2, ge=1, description="how many language tokens the router keeps; null keeps all")
     mba: Literal["gate", "bias", "off"] = Field(
-        "gate", description="how the class-agnostic prior acts: gates the attention's output, biases it towards the text, or not"
+        "gate",
+        description="how the class-agnostic prior acts: gates what is attended, biases attention to the text, or not",
     )
     tau: float = Field(1.0, gt=0, description="temperature of the prior: sigmoid(prior / tau)")
     heads: int = Field(8, ge=1, description="attention heads")
@@ -72,7 +79,8 @@ class ModelConfig(Settings):
     sam2: Sam2Config = Sam2Config()
     cma: CmaConfig = CmaConfig()
     mask_token: Literal["single", "best-of-three"] = Field(
-        "best-of-three", description="which mask the decoder gives: its single-mask token, or the best of three by predicted IoU"
+        "best-of-three",
+        description="which mask the decoder gives: its single-mask token, or the best of three by predicted IoU",
     )
     clip_frames: int = Field(5, ge=1, description="K, frames the MLLM reads of each video")
     inference_mode: Literal["frames", "consistent"] = Field(
@@ -100,9 +108,13 @@ class DataConfig(Settings):
 
     train: tuple[DatasetConfig, ...] = Field(min_length=1, description="the training mix")
     expressions: int = Field(5, ge=1, description="at most so many expressions of one video per sample")
-    decoded_frames: int = Field(5, ge=1, description="frames of each sample that are segmented; not necessarily those the MLLM reads")
+    decoded_frames: int = Field(
+        5, ge=1, description="frames of each sample that are segmented; not necessarily those the MLLM reads"
+    )
     workers: int = Field(0, ge=0, description="processes that read ahead")
-    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable samples above which the run stops")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable samples above which the run stops"
+    )
 
 
 class LossConfig(Settings):
@@ -112,11 +124,17 @@ class LossConfig(Settings):
     dice: float = Field(0.5, ge=0, description="Dice with a smoothing of 1")
     points: int = Field(12_544, ge=16, description="points per mask at which BCE and Dice compare it")
     lm: float = Field(1.0, ge=0, description="cross-entropy of the answer's tokens")
-    tmc: float = Field(0.1, ge=0, description="contrast between what is said of an object and the image features under its mask")
+    tmc: float = Field(
+        0.1,
+        ge=0,
+        description="contrast between what is said of an object and the image features under its mask",
+    )
     iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
     prior: float = Field(
-        0.0, ge=0, description="binary cross-entropy of the visual pre-pass on the union of all annotated objects; for models "
-        "whose SAM 2 is not pretrained and would gate by noise"
+        0.0,
+        ge=0,
+        description="binary cross-entropy of the visual pre-pass on the union of all annotated objects; for models "
+        "whose SAM 2 is not pretrained and would gate by noise",
     )
 
 
@@ -129,9 +147,13 @@ class TrainConfig(Settings):
     learning_rate: float = Field(4e-5, gt=0, description="peak of the schedule")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on norms, biases, embeddings and scalars")
-    warmup_fraction: float = Field(0.05, ge=0, le=1, description="share of the steps with a linear warm-up; then cosine to 0")
+    warmup_fraction: float = Field(
+        0.05, ge=0, le=1, description="share of the steps with a linear warm-up; then cosine to 0"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the device has it, fp32 on the CPU")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the device has it, fp32 on the CPU"
+    )
     log_every: int = Field(10, ge=1, description="steps per line of metrics.jsonl")
     save_every: int = Field(500, ge=1, description="steps per checkpoint")
     keep: int = Field(2, ge=1, description="newest checkpoints that stay")

@@ -76,17 +76,13 @@ class Benchmark:
                 with Image.open(path) as picture:
                     self._sizes[video.name] = (picture.height, picture.width)
             except FileNotFoundError:
-                raise DataError(
-                    f"frame {path} does not exist", "check the folder, or copy the frames again"
-                ) from None
+                raise DataError(f"frame {path} does not exist", "check the folder, or copy the frames again") from None
             except (OSError, UnidentifiedImageError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise DataError(f"frame {path} cannot be read ({reason})", "copy it again") from None
         return self._sizes[video.name]
 
-    def unite(
-        self, video: Video, tracks: Sequence[Sequence[Mapping[str, object] | None]], where: str
-    ) -> list[rle.RLE]:
+    def unite(self, video: Video, tracks: Sequence[Sequence[Mapping[str, object] | None]], where: str) -> list[rle.RLE]:
         """Unites the masks of several objects frame by frame.
 
         Args:
@@ -131,9 +127,7 @@ def open_benchmark(name: str, root: Path, split: str | None = None) -> Benchmark
         raise DataError(f"there is no benchmark {name!r}", f"choose one of {', '.join(DEFAULT_SPLITS)}")
     root = Path(root)
     if not root.is_dir():
-        raise DataError(
-            f"{name}: folder {root} does not exist", "give the folder of the data set, or leave it out"
-        )
+        raise DataError(f"{name}: folder {root} does not exist", "give the folder of the data set, or leave it out")
     split = split or DEFAULT_SPLITS[name]
     if name == "mevis":
         return video_sets.open_mevis(root, split)

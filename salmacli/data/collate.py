@@ -148,7 +148,11 @@ class Collator:
         """(P, H, W) bool → (P, S, S) bool; a pixel belongs to the mask that covers most of it."""
         size = (self.sam_size, self.sam_size)
         soft = F.interpolate(
-            torch.from_numpy(masks).unsqueeze(1).float(), size, mode="bilinear", align_corners=False, antialias=True
+            torch.from_numpy(masks).unsqueeze(1).float(),
+            size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
         )
         return soft[:, 0] > 0.5
 

@@ -1,7 +1,8 @@
 """Expressions → token ids: one prefix that shows the video, and one branch per expression.
 
-A branch holds a question and its answer. Branches follow the same prefix and do not see each other, so that training on
-several expressions of a video computes exactly what prediction computes for each of them alone, and both can share the prefix.
+A branch holds a question and its answer. Branches follow the same prefix and do not see each other, so that training
+on several expressions of a video computes exactly what prediction computes for each of them alone, and both can share
+the prefix.
 The turns are those of InternVL's chat format for Qwen2 (no system turn).
 """
 

@@ -1,6 +1,7 @@
 """The training mix: which video comes when, and which of its frames and expressions a visit takes.
 
-Everything random is a function of (seed, epoch, position), so that any step can be made again without what came before it.
+Everything random is a function of (seed, epoch, position), so that any step can be made again without what came
+before it.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ def evenly(total: int, count: int) -> np.ndarray:
 class TrainingMix:
     """All videos of all sources, each as often as its source's `repeats` says."""
 
-    def __init__(self, sources: Sequence[Source], *, seed: int, clip_frames: int, decoded_frames: int, expressions: int) -> None:
+    def __init__(
+        self, sources: Sequence[Source], *, seed: int, clip_frames: int, decoded_frames: int, expressions: int
+    ) -> None:
         self.sources = tuple(sources)
         self.visits = [
-            (source.benchmark, video) for source in sources for video in source.benchmark.videos for _ in range(source.repeats)
+            (source.benchmark, video)
+            for source in sources
+            for video in source.benchmark.videos
+            for _ in range(source.repeats)
             if video.expressions
         ]
         if not self.visits:
@@ -112,7 +118,9 @@ class TrainingMix:
         decoded = np.sort(rng.choice(total, min(self.decoded_frames, total), replace=False))
         count = min(self.expressions, len(video.expressions))
         asked = [video.expressions[n] for n in rng.choice(len(video.expressions), count, replace=False)]
-        pictures = {n: read_frame(benchmark.frame_path(video, video.frames[n])) for n in {*shown.tolist(), *decoded.tolist()}}
+        pictures = {
+            n: read_frame(benchmark.frame_path(video, video.frames[n])) for n in {*shown.tolist(), *decoded.tolist()}
+        }
         size = pictures[int(decoded[0])].shape[:2]
         return Clip(
             name=f"{benchmark.name}/{video.name}",
@@ -124,7 +132,8 @@ class TrainingMix:
             targets=tuple(tuple(sorted(expression.targets)) for expression in asked),
             masks=np.stack([_masks(benchmark, video, expression, decoded, size) for expression in asked]),
             foreground=np.any(
-                [_masks(benchmark, video, expression, decoded, size) for expression in video.expressions], axis=0
+                [_masks(benchmark, video, expression, decoded, size) for expression in video.expressions],
+                axis=0,
             ),
         )
 

@@ -77,9 +77,7 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
         DataError: it is not an RLE, or its size is not two positive integers.
     """
     size = rle.get("size") if isinstance(rle, Mapping) else None
-    if not (
-        isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
-    ):
+    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
         raise DataError(f"RLE without a valid size: {str(rle)[:60]!r}")
     return int(size[0]), int(size[1])
 

@@ -105,9 +105,7 @@ def evaluate(
         rows = rows.drop(columns=["A", "R"], errors="ignore")
     counted = protocol.counted(rows) if len(rows) else rows
     if not len(counted):
-        raise DataError(
-            f"{predictions}: no expression of {benchmark.name} {benchmark.split} is left to score"
-        )
+        raise DataError(f"{predictions}: no expression of {benchmark.name} {benchmark.split} is left to score")
     unknown = found.videos() - {video.name for video in benchmark.videos}
     extra = sum(video.extra for video in scored) + sum(_extra_masks(found, name) for name in sorted(unknown))
     results = {
@@ -186,16 +184,12 @@ def check_same(benchmark: Benchmark, found: Predictions) -> None:
     for key, asked in (("benchmark", benchmark.name), ("split", benchmark.split)):
         said = found.record.get(key, asked)
         if said != asked:
-            raise DataError(
-                f"{found.folder} holds predictions of {key} {said!r}, not {asked!r}", "name the other one"
-            )
+            raise DataError(f"{found.folder} holds predictions of {key} {said!r}, not {asked!r}", "name the other one")
 
 
 def _protocol(benchmark: Benchmark) -> Protocol:
     if benchmark.name not in PROTOCOLS:
-        raise DataError(
-            f"there is no protocol to score {benchmark.name!r}", f"use one of {', '.join(PROTOCOLS)}"
-        )
+        raise DataError(f"there is no protocol to score {benchmark.name!r}", f"use one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[benchmark.name]
 
 

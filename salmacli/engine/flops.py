@@ -110,9 +110,7 @@ def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
     language, length = mllm.model.model.language_model, embedded.shape[1]
     mask = torch.empty(1, 1, length, length)
     positions = torch.arange(length)[None]
-    return count(
-        lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False)
-    )
+    return count(lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False))
 
 
 def _grounding(model: SalmaModel, frames: int, prompted: int, expression: str) -> list[Cost]:

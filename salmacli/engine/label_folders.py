@@ -87,9 +87,7 @@ def read_labels(path: Path) -> Labels:
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("P", "L", "1"):
-                raise DataError(
-                    f"{path} is a picture of mode {picture.mode}, not of labels", "save it indexed or grey"
-                )
+                raise DataError(f"{path} is a picture of mode {picture.mode}, not of labels", "save it indexed or grey")
             return np.array(picture, dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"{path} is missing", "every frame of the truth needs a prediction") from None
@@ -110,12 +108,8 @@ def _score(
             raise DataError(f"{truth_dir / frames[0]} has no object", "name the labels to score")
     scored = frames[1:-1] if skip_ends else frames
     if not scored:
-        raise DataError(
-            f"{truth_dir} has {len(frames)} frames, none beside the first and last", "score all frames"
-        )
-    counts = np.stack(
-        [_count_objects(truth_dir / name, prediction_dir / name, objects) for name in scored], axis=1
-    )
+        raise DataError(f"{truth_dir} has {len(frames)} frames, none beside the first and last", "score all frames")
+    counts = np.stack([_count_objects(truth_dir / name, prediction_dir / name, objects) for name in scored], axis=1)
     rows = []
     for label, of_object in zip(objects, counts, strict=True):
         J, F = summarise(region_similarity(of_object)), summarise(contour_accuracy(of_object))
@@ -150,18 +144,14 @@ def _count_objects(truth_path: Path, prediction_path: Path, objects: Sequence[in
 def _sequences(folder: Path) -> list[str]:
     names = _folders(folder)
     if not names:
-        raise DataError(
-            f"{folder} holds no folder of label pictures", "expected <sequence>/<frame>.png below it"
-        )
+        raise DataError(f"{folder} holds no folder of label pictures", "expected <sequence>/<frame>.png below it")
     return names
 
 
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name the folder that holds one folder per sequence")
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -136,9 +136,7 @@ def _video(path: Path, video: str) -> PredictedVideo:
     size, frames, expressions = (content.get(key) for key in ("size", "frames", "expressions"))
     if content.get("video") != video:
         raise DataError(f"{path} is of video {content.get('video')!r}", _AGAIN)
-    if not (
-        isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    ):
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         raise DataError(f"{path}: size {size!r} is not [height, width]", _AGAIN)
     if not (isinstance(frames, list) and all(isinstance(frame, str) for frame in frames)):
         raise DataError(f"{path}: frames is not a list of names", _AGAIN)
@@ -157,9 +155,7 @@ def _video(path: Path, video: str) -> PredictedVideo:
 def _expression(path: Path, key: str, value: Any, frames: int) -> PredictedExpression:
     masks = value.get("masks") if isinstance(value, dict) else None
     if not isinstance(masks, list) or len(masks) != frames:
-        raise DataError(
-            f"{path}: expression {key!r} has not one mask for each of the {frames} frames", _AGAIN
-        )
+        raise DataError(f"{path}: expression {key!r} has not one mask for each of the {frames} frames", _AGAIN)
     fallback = value.get("fallback")
     if fallback is not None and not isinstance(fallback, str):
         raise DataError(f"{path}: expression {key!r} has the fallback {fallback!r}", _AGAIN)

@@ -1,7 +1,7 @@
 """Videos and sentences → masks on disk.
 
-Per video, frames are read and encoded once and shared by every expression; a video is a unit of work that is either on disk
-whole or not at all, so that an interrupted prediction goes on after the last finished one.
+Per video, frames are read and encoded once and shared by every expression; a video is a unit of work that is either on
+disk whole or not at all, so that an interrupted prediction goes on after the last finished one.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Predictor:
         """SAM 2 features of every frame, each computed once."""
         side = self.model.config.sam2.image_size
         chunks = [
-            self.model.grounding.encode(to_pixels(frames[start : start + FRAMES_AT_ONCE], (side, side)).to(self.model.device))
+            self.model.grounding.encode(
+                to_pixels(frames[start : start + FRAMES_AT_ONCE], (side, side)).to(self.model.device)
+            )
             for start in range(0, len(frames), FRAMES_AT_ONCE)
         ]
         return FrameFeatures(
@@ -240,7 +242,12 @@ def ensure_predictions(
         folder = place / "eval" / benchmark.name / predictor.mode
     source = info.record()
     predict_benchmark(
-        predictor, benchmark, folder / "predictions", checkpoint=source, save_logits=save_logits, progress=progress
+        predictor,
+        benchmark,
+        folder / "predictions",
+        checkpoint=source,
+        save_logits=save_logits,
+        progress=progress,
     )
     cma = model.config.cma
     config = {"cma": cma.enabled, "topk": cma.topk, "mba": cma.mba, "seed": info.run_config.get("seed")}
@@ -309,4 +316,3 @@ def _rows(found: Tensor) -> Iterator[int | None]:
     for one in found.tolist():
         yield row if one else None
         row += int(one)
-

@@ -8,9 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-_EMPTY = (
-    "J: both masks empty 1, one empty 0; F: likewise by boundaries, so a full frame against nothing has 1"
-)
+_EMPTY = "J: both masks empty 1, one empty 0; F: likewise by boundaries, so a full frame against nothing has 1"
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not (self.path / "run.json").is_file():
-            raise DataError(
-                f"{self.path} is not a run: run.json is missing", "name a folder that `salma train` made"
-            )
+            raise DataError(f"{self.path} is not a run: run.json is missing", "name a folder that `salma train` made")
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str, record: Mapping[str, Any]) -> RunFolder:

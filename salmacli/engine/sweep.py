@@ -87,9 +87,7 @@ def sweep_predictions(
         "sweeping thresholds",
         progress,
     )
-    rows = [
-        (video.name, row) for video, of_video in zip(benchmark.videos, swept, strict=True) for row in of_video
-    ]
+    rows = [(video.name, row) for video, of_video in zip(benchmark.videos, swept, strict=True) for row in of_video]
     if not rows:
         raise DataError(f"{predictions}: {benchmark.name} {benchmark.split} has no expression to sweep")
     scores = np.stack([row for _, row in rows])
@@ -150,9 +148,7 @@ def _sweep_video(
     predicted, logits = found.read(video.name), found.logits(video.name)
     if predicted is None or logits is None:
         suffix = "json" if predicted is None else "npz"
-        raise DataError(
-            f"{found.folder}: {video.name}.{suffix} is missing", "predict again: salma threshold-sweep"
-        )
+        raise DataError(f"{found.folder}: {video.name}.{suffix} is missing", "predict again: salma threshold-sweep")
     # A threshold on the probability is one on the logit. Logits are compared, because a sigmoid in floating
     # point makes 0.5 of many of them; a logit of exactly 0 is foreground here and background in the masks
     # the predictor wrote (logit > 0), which real logits do not meet.

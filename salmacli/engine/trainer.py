@@ -135,11 +135,22 @@ class Trainer:
             self._save(model, optimizer, schedule, step)
         self.progress.finish()
         return TrainingResult(
-            step, self._checkpoint(step), time.monotonic() - started, self.log.last or self.log.flush(), step < train.steps, self.bad
+            step,
+            self._checkpoint(step),
+            time.monotonic() - started,
+            self.log.last or self.log.flush(),
+            step < train.steps,
+            self.bad,
         )
 
     def _step(
-        self, wrapped: nn.Module, model: SalmaModel, optimizer: Any, schedule: Any, batches: Iterator[Any], step: int
+        self,
+        wrapped: nn.Module,
+        model: SalmaModel,
+        optimizer: Any,
+        schedule: Any,
+        batches: Iterator[Any],
+        step: int,
     ) -> dict[str, float]:
         """One optimiser step over `accumulate` forward passes."""
         train = self.config.train
@@ -186,7 +197,8 @@ class Trainer:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             raise SalmaError(
-                f"step {step}: not finite: {', '.join(wrong)}", "lower train.learning_rate, or take train.precision=fp32"
+                f"step {step}: not finite: {', '.join(wrong)}",
+                "lower train.learning_rate, or take train.precision=fp32",
             )
 
     def _check_gradients(self, model: SalmaModel) -> None:
@@ -207,7 +219,9 @@ class Trainer:
 
     def _model(self, resume: Path | None) -> SalmaModel:
         """The model of the checkpoint, or a fresh one; only the parts that train require gradients."""
-        model = load_checkpoint(resume)[0] if resume is not None else SalmaModel.build(self.config.model, self.mix.texts())
+        model = (
+            load_checkpoint(resume)[0] if resume is not None else SalmaModel.build(self.config.model, self.mix.texts())
+        )
         model.requires_grad_(False)
         for part in model.trained_parts().values():
             part.requires_grad_(True)
@@ -216,7 +230,10 @@ class Trainer:
     def _loader(self, model: SalmaModel, first_step: int) -> DataLoader[Any]:
         """Batches of this process from optimiser step `first_step` on, for ever."""
         collator = Collator(
-            model.tokenizer, model.mllm.frame_size, model.mllm.tokens_per_frame, self.config.model.sam2.image_size
+            model.tokenizer,
+            model.mllm.frame_size,
+            model.mllm.tokens_per_frame,
+            self.config.model.sam2.image_size,
         )
         order = VisitOrder(
             self.mix,
@@ -260,7 +277,11 @@ class Trainer:
             "bad": self.bad,
         }
         save_checkpoint(
-            self._checkpoint(step), model, config=self.config.model_dump(mode="json"), step=step, trainer_state=state
+            self._checkpoint(step),
+            model,
+            config=self.config.model_dump(mode="json"),
+            step=step,
+            trainer_state=state,
         )
         self.run.prune(self.config.train.keep)
 
@@ -268,7 +289,13 @@ class Trainer:
         self.progress.advance(1, loss=figures["loss"])
         if step % self.config.train.log_every and step != self.config.train.steps:
             return
-        line = {"step": step, **self.log.flush(), "lr": rate, "grad_norm": figures["grad_norm"], "bad": self.bad}
+        line = {
+            "step": step,
+            **self.log.flush(),
+            "lr": rate,
+            "grad_norm": figures["grad_norm"],
+            "bad": self.bad,
+        }
         if self.accelerator.is_main_process:
             with self.run.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "seconds": round(seconds, 3)}) + "\n")
@@ -292,7 +319,13 @@ class VisitOrder(Sampler[Any]):
     """Which visits make up each forward pass of one rank; a pure function of the pass, so any can be the first."""
 
     def __init__(self, mix: TrainingMix, batch_size: int, *, rank: int, ranks: int, first_pass: int) -> None:
-        self.mix, self.batch_size, self.rank, self.ranks, self.first_pass = mix, batch_size, rank, ranks, first_pass
+        self.mix, self.batch_size, self.rank, self.ranks, self.first_pass = (
+            mix,
+            batch_size,
+            rank,
+            ranks,
+            first_pass,
+        )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         place, epoch, order = self.first_pass, -1, self.mix.order(0)

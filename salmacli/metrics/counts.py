@@ -118,9 +118,7 @@ def _count_near(edge: Mask, other: Mask, radius: int) -> int:
     height, width = other.shape
     stride = width + 2 * radius + 1
     prefix = np.zeros((height + 2 * radius, stride), dtype=np.int32)
-    np.cumsum(
-        other, axis=1, dtype=np.int32, out=prefix[radius : radius + height, radius + 1 : radius + 1 + width]
-    )
+    np.cumsum(other, axis=1, dtype=np.int32, out=prefix[radius : radius + height, radius + 1 : radius + 1 + width])
     prefix[:, radius + 1 + width :] = prefix[:, radius + width, None]
     sums = prefix.ravel()
     rows, columns = np.divmod(np.flatnonzero(edge), width)

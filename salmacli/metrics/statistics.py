@@ -37,9 +37,7 @@ def summarise(values: NDArray[np.float64]) -> Statistics:
     Source: davis2017-evaluation, ``db_statistics``.
     """
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            f"statistics need the scores of at least one frame, not an array of shape {values.shape}"
-        )
+        raise ValueError(f"statistics need the scores of at least one frame, not an array of shape {values.shape}")
     # The tiny addend makes halves round up, where NumPy alone would round them to even.
     ends = np.round(np.linspace(1, values.size, 5) + 1e-10).astype(np.int64) - 1
     first, last = values[ends[0] : ends[1] + 1], values[ends[3] : ends[4] + 1]

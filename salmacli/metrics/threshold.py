@@ -43,9 +43,7 @@ def sweep(scores: NDArray[np.floating], truth: Mask, thresholds: NDArray[np.floa
         ValueError: Shapes differ, truth is not boolean, thresholds do not ascend, or something is NaN.
     """
     if scores.shape != truth.shape or truth.dtype != np.bool_:
-        raise ValueError(
-            f"truth must be booleans of shape {scores.shape}, not {truth.dtype} of {truth.shape}"
-        )
+        raise ValueError(f"truth must be booleans of shape {scores.shape}, not {truth.dtype} of {truth.shape}")
     if thresholds.ndim != 1 or thresholds.size == 0 or not (np.diff(thresholds) > 0).all():
         raise ValueError("thresholds must be a list of ascending numbers")
     if np.isnan(scores).any() or np.isnan(thresholds).any():
@@ -121,9 +119,7 @@ def choose(
         ValueError: Shapes do not fit, or there is no row.
     """
     if scores.shape != (len(videos), thresholds.size) or scores.shape[0] == 0:
-        raise ValueError(
-            f"scores {scores.shape} do not fit {len(videos)} rows and {thresholds.size} thresholds"
-        )
+        raise ValueError(f"scores {scores.shape} do not fit {len(videos)} rows and {thresholds.size} thresholds")
     best = _best(scores, thresholds)
     names, video = np.unique(np.asarray(videos), return_inverse=True)
     folds = min(folds, names.size)

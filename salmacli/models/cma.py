@@ -6,8 +6,8 @@
     a = a · sigmoid(prior / tau)              gate mode; bias mode moves attention between the text and nothing
     y = x + s · gamma · a                     gamma is learnt and 0 at the start, s is the warm-up
 
-The prior is the mask that SAM 2 predicts before it has read any language. Source of the idea: SALMA's own notes, corrected
-where they could not work (each correction has a test in tests/models/test_cma.py).
+The prior is the mask that SAM 2 predicts before it has read any language. Source of the idea: SALMA's own notes,
+corrected where they could not work (each correction has a test in tests/models/test_cma.py).
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Selection(NamedTuple):
 class TopKRouter(nn.Module):
     """Keeps the k language tokens that matter.
 
-    Choosing alone carries no gradient, so the probabilities of the chosen tokens go on into the attention: relative to each
-    other as a weight on the keys, and together (`mass`) as a weight on the result, which is what teaches a router with k = 1.
+    Choosing alone carries no gradient, so the probabilities of the chosen tokens go on into the attention: relative to
+    each other as a weight on the keys, and together (`mass`) as a weight on the result, which is what teaches a router
+    with k = 1.
     """
 
     def __init__(self, width: int, topk: int | None) -> None:
@@ -79,13 +80,15 @@ class CrossModalAttention2D(nn.Module):
         self.out = nn.Linear(width, width)
         for projection in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(projection.weight)
+        # What is alike attends to each other from the start.
+        self.key.weight.data.copy_(self.query.weight.data)
         self.gamma = nn.Parameter(torch.zeros(()))
         self.null_key = nn.Parameter(torch.zeros(width)) if config.mba == "bias" else None
         # A plain number and no buffer: a checkpoint taken during the warm-up must not freeze it.
         self.scale = 1.0
 
     def warm_up(self, step: int, total: int) -> None:
-        """Set s for the optimiser step `step` (from 0) of `total`: never 0, since then nothing here would get a gradient."""
+        """Set s for the optimiser step `step` (from 0) of `total`: never 0, or nothing here would get a gradient."""
         ramp = max(1, round(self.config.warmup_fraction * total))
         self.scale = min(1.0, (step + 1) / ramp)
 
@@ -118,7 +121,7 @@ class CrossModalAttention2D(nn.Module):
         key, value = self.key(selection.tokens), self.value(selection.tokens)
         bias = selection.log_weight.unsqueeze(1)  # (M, 1, k), the same for every pixel
         if self.null_key is not None:
-            # One constant per pixel on all text keys would cancel in the softmax; against a null key with value 0 it does not.
+            # One constant per pixel on all text keys would cancel in the softmax; against a null key it does not.
             null = self.null_key.to(key.dtype).expand(len(key), 1, -1)
             key, value = torch.cat([null, key], 1), torch.cat([torch.zeros_like(null), value], 1)
             bias = bias + prior.unsqueeze(-1)

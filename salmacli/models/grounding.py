@@ -1,6 +1,7 @@
 """SAM 2: frames → features, features and a prompt → masks, masks → memory → masks of other frames.
 
-Everything is the `sam2` package's own; this module builds it from our configuration and gives its pieces shapes and names.
+Everything is the `sam2` package's own; this module builds it from our configuration and gives its pieces shapes and
+names.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from salmacli.config.schema import Sam2Config
-
-
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ class FrameFeatures:
 
     def at(self, frames: Tensor) -> FrameFeatures:
         """The features of chosen frames, in that order and as often as named: (P,) indices."""
-        return replace(
-            self, stride4=self.stride4[frames], stride8=self.stride8[frames], stride16=self.stride16[frames]
-        )
+        return replace(self, stride4=self.stride4[frames], stride8=self.stride8[frames], stride16=self.stride16[frames])
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,20 @@ class Grounding(SAM2Base):
         out = self.image_encoder(images)
         stride4, stride8, stride16 = out["backbone_fpn"]
         return FrameFeatures(stride4, stride8, stride16, out["vision_pos_enc"][-1][:1])
+
+    @torch.no_grad()
+    def match_queries_and_keys(self) -> None:
+        """Start the fresh mask decoder with equal query and key projections between prompts and image.
+
+        What the text-mask contrast makes alike then attends to each other from the start; unequal random projections
+        have to be learnt first, which takes longer than all the rest. Pretrained decoders are not touched.
+        """
+        transformer = self.sam_mask_decoder.transformer
+        attentions = [transformer.final_attn_token_to_image]
+        for layer in transformer.layers:
+            attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+        for attention in attentions:
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
 
     def conditioning(self, features: FrameFeatures) -> Tensor:
         """Stride-16 features of frames that have no memory yet: (F, C, S/16, S/16)."""
@@ -119,7 +130,10 @@ class Grounding(SAM2Base):
             conditioning[frame] = self._track(features, frame, objects, total, binary.to(features.stride16.dtype))
         first = min(given)
         for reverse in (False, True):
-            bank: dict[str, dict[int, Any]] = {"cond_frame_outputs": dict(conditioning), "non_cond_frame_outputs": {}}
+            bank: dict[str, dict[int, Any]] = {
+                "cond_frame_outputs": dict(conditioning),
+                "non_cond_frame_outputs": {},
+            }
             order = range(first - 1, -1, -1) if reverse else range(first + 1, total)
             for frame in order:
                 if frame in given:
@@ -143,7 +157,11 @@ class Grounding(SAM2Base):
     ) -> dict[str, Any]:
         """SAM 2's own step for one frame and all objects at once."""
         one = features.at(torch.full((1,), frame, device=features.stride16.device))
-        levels = [self.sam_mask_decoder.conv_s0(one.stride4), self.sam_mask_decoder.conv_s1(one.stride8), one.stride16]
+        levels = [
+            self.sam_mask_decoder.conv_s0(one.stride4),
+            self.sam_mask_decoder.conv_s1(one.stride8),
+            one.stride16,
+        ]
         rows = [level.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1) for level in levels]
         position = one.position.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1)
         out: dict[str, Any] = self.track_step(

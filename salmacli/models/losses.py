@@ -10,7 +10,6 @@ from salmacli.config.schema import LossConfig
 from salmacli.data.collate import Batch
 from salmacli.models.salma import Outputs
 
-
 CONTRAST_TEMPERATURE = 0.07
 OVERSAMPLING, IMPORTANCE = 3, 0.75
 

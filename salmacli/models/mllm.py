@@ -11,13 +11,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    DynamicCache,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from salmacli.config.schema import MllmConfig
 from salmacli.data.conversation import IMAGE_CONTEXT, TURN_END
 from salmacli.data.templates import SEG
-
-
 
 
 @dataclass(frozen=True)

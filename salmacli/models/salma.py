@@ -63,15 +63,18 @@ class SalmaModel(nn.Module):
         self.mllm = Mllm(config.mllm, tokenizer)
         self.grounding: Grounding = build_grounding(config.sam2)
         width, channels = self.mllm.width, config.sam2.width
-        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, channels))
+        last = nn.Linear(width, channels)
+        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
         # SAM 2's own prompt tokens have unit variance; a fainter [SEG] among them would hardly be heard, nor learn.
-        nn.init.kaiming_normal_(self.text_hidden_fcs[2].weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
         self.cma = CrossModalAttention2D(channels, config.cma) if config.cma.enabled else None
 
     @classmethod
     def build(cls, config: ModelConfig, expressions: Iterable[str]) -> SalmaModel:
         """A model with fresh weights and a tokenizer learnt from the training expressions."""
-        return cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
+        model = cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
+        model.grounding.match_queries_and_keys()
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +105,12 @@ class SalmaModel(nn.Module):
         return self.grounding.decode(self.grounding.conditioning(features), features, None, best_of_three).logits
 
     def decode(
-        self, features: FrameFeatures, prior: Tensor | None, language: Language, frame_of: Tensor, object_of: Tensor
+        self,
+        features: FrameFeatures,
+        prior: Tensor | None,
+        language: Language,
+        frame_of: Tensor,
+        object_of: Tensor,
     ) -> Masks:
         """Masks of chosen (frame, object) pairs. Training and prediction both come through here.
 
@@ -118,10 +126,18 @@ class SalmaModel(nn.Module):
         if self.cma is not None and prior is not None:
             # The prior guides and is not taught by what it guides: a gradient would let language into it.
             small = F.interpolate(
-                prior.detach().float().unsqueeze(1), image.shape[-2:], mode="bilinear", align_corners=False, antialias=True
+                prior.detach().float().unsqueeze(1),
+                image.shape[-2:],
+                mode="bilinear",
+                align_corners=False,
+                antialias=True,
             )
             image = self.cma(
-                image, language.words[object_of], language.valid[object_of], seg, small[frame_of, 0].to(image.dtype)
+                image,
+                language.words[object_of],
+                language.valid[object_of],
+                seg,
+                small[frame_of, 0].to(image.dtype),
             )
         return self.grounding.decode(image, chosen, seg, self.config.mask_token == "best-of-three")
 

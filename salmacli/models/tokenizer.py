@@ -11,7 +11,19 @@ from salmacli.data.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TU
 from salmacli.data.templates import ANSWERS, QUESTIONS, SEG
 
 PAD = "<|endoftext|>"
-SPECIAL_TOKENS = (PAD, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT, SEG, "<p>", "</p>", "<vp>", "</vp>")
+SPECIAL_TOKENS = (
+    PAD,
+    TURN_START,
+    TURN_END,
+    IMAGE_START,
+    IMAGE_END,
+    IMAGE_CONTEXT,
+    SEG,
+    "<p>",
+    "</p>",
+    "<vp>",
+    "</vp>",
+)
 
 
 def build_tokenizer(expressions: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

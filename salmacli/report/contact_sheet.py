@@ -19,9 +19,7 @@ _PAPER, _INK, _FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
 _GAP, _LINE, _WIDTH = 8, 17, 230  # pixels: between cells, per line of text, of one frame on the sheet
 
 
-def contact_sheet(
-    benchmark: Benchmark, videos: int = 8, columns: int = 5, expressions: int = 6
-) -> Image.Image:
+def contact_sheet(benchmark: Benchmark, videos: int = 8, columns: int = 5, expressions: int = 6) -> Image.Image:
     """Draws the first videos of a benchmark, one row each.
 
     Args:
@@ -46,9 +44,7 @@ def contact_sheet(
 def _row(benchmark: Benchmark, video: Video, columns: int, limit: int) -> Image.Image:
     shown = video.expressions[:limit]
     truths = [benchmark.truth(video, expression) for expression in shown]
-    chosen = np.unique(np.linspace(0, len(video.frames) - 1, min(columns, len(video.frames))).round()).astype(
-        int
-    )
+    chosen = np.unique(np.linspace(0, len(video.frames) - 1, min(columns, len(video.frames))).round()).astype(int)
     cells = [_cell(benchmark, video, int(index), truths) for index in chosen]
     text_height = _LINE * (1 + (len(shown) + 1) // 2) + 4
     width = columns * (_WIDTH + _GAP)
@@ -65,9 +61,7 @@ def _write(row: Image.Image, video: Video, split: str, shown: Sequence[Expressio
     draw.text((0, 0), f"{video.name} ({split}, {len(video.frames)} frames)", fill=_FAINT, font=font)
     for index, expression in enumerate(shown):
         left, top = index % 2 * row.width // 2, _LINE * (1 + index // 2)
-        draw.ellipse(
-            (left, top + 4, left + 9, top + 13), fill=_OUTLINES[index % len(_OUTLINES)], outline=_INK
-        )
+        draw.ellipse((left, top + 4, left + 9, top + 13), fill=_OUTLINES[index % len(_OUTLINES)], outline=_INK)
         draw.text((left + 15, top), _caption(expression), fill=_INK, font=font)
 
 
@@ -80,9 +74,7 @@ def _caption(expression: Expression) -> str:
     return f"{expression.text}  [{', '.join(notes)}]" if notes else expression.text
 
 
-def _cell(
-    benchmark: Benchmark, video: Video, index: int, truths: Sequence[list[rle.RLE] | None]
-) -> Image.Image:
+def _cell(benchmark: Benchmark, video: Video, index: int, truths: Sequence[list[rle.RLE] | None]) -> Image.Image:
     frame = read_frame(benchmark.frame_path(video, video.frames[index]))
     height = round(frame.shape[0] * _WIDTH / frame.shape[1])
     picture = np.array(Image.fromarray(frame).resize((_WIDTH, height), Image.Resampling.BICUBIC))

@@ -71,9 +71,7 @@ def overlay_sheet(
         DataError: There is no frame, or not one mask per frame.
     """
     if not frames or len(frames) != len(masks):
-        raise DataError(
-            f"{len(frames)} frames and {len(masks)} masks cannot be drawn", "give one mask per frame"
-        )
+        raise DataError(f"{len(frames)} frames and {len(masks)} masks cannot be drawn", "give one mask per frame")
     numbers = range(len(frames)) if numbers is None else numbers
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int)).tolist()
     columns = len(chosen) if len(chosen) <= 3 else 4 if len(chosen) > 4 else 2
@@ -125,9 +123,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
                     stream.options = {"crf": "20"}
                 if even.shape[:2] != (stream.height, stream.width):
                     raise DataError(f"{path}: its frames differ in size", "write one video per size")
-                container.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
-                )
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
             if stream is None:
                 raise DataError(f"{path}: there is no frame to write", "give at least one frame")
             container.mux(stream.encode())

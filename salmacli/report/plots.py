@@ -114,9 +114,7 @@ def _figure(rows: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(8, 4.5 if rows == 1 else 7), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     ratios = [1] if rows == 1 else [3, 2]
-    axes = list(
-        figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
-    )
+    axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0])
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

@@ -30,9 +30,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
         results: The content of ``results.json``.
     """
     scores = results["scores"]
-    where = f"{results['benchmark']} {results['split']}" + (
-        " (synthetic)" if results.get("synthetic") else ""
-    )
+    where = f"{results['benchmark']} {results['split']}" + (" (synthetic)" if results.get("synthetic") else "")
     title = f"{where}, mode {results['mode']}, %" if results.get("mode") else f"{where}, %"
     table = Table(title=escape(title), title_justify="left")
     table.add_column("")
@@ -40,9 +38,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
         table.add_column(LABELS.get(metric, metric), justify="right")
     table.add_column("expressions", justify="right")
     counts = results["counts"]
-    table.add_row(
-        "all", *[percent(value) for value in scores.values()], str(counts["expressions"]), style="bold"
-    )
+    table.add_row("all", *[percent(value) for value in scores.values()], str(counts["expressions"]), style="bold")
     for group, parts in results.get("groups", {}).items():
         if group == "kind" and len(parts) == 1:
             continue
@@ -192,13 +188,7 @@ def _counted(counts: Mapping[str, Any]) -> str:
 
 def _markdown(text: str) -> str:
     """Names are strangers' words: nothing in them may break the table."""
-    return (
-        text.replace("\\", "\\\\")
-        .replace("|", "\\|")
-        .replace("*", "\\*")
-        .replace("_", "\\_")
-        .replace("\n", " ")
-    )
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")
 
 
 _LATEX = {

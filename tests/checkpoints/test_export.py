@@ -21,9 +21,7 @@ def test_there_and_back_changes_nothing(run_checkpoint: Path, tmp_path: Path) ->
     assert one.verified
     assert back.verified
     kept = ("config.json", "tokenizer.json", "tokenizer_config.json")
-    assert all(
-        (tmp_path / "back" / name).read_bytes() == (run_checkpoint / name).read_bytes() for name in kept
-    )
+    assert all((tmp_path / "back" / name).read_bytes() == (run_checkpoint / name).read_bytes() for name in kept)
     assert not (tmp_path / "back" / "ckpt.pth").exists()
 
 
@@ -93,6 +91,4 @@ def test_the_key_report_counts_every_tensor_once(tiny_model) -> None:
         r.module for r in rows
     }
     mixed = key_report({"cma.a": torch.zeros(2, 3), "cma.b": torch.zeros(4, dtype=torch.bfloat16)})
-    assert [(row.tensors, row.parameters, row.dtype, row.bytes) for row in mixed] == [
-        (2, 10, "bfloat16, float32", 32)
-    ]
+    assert [(row.tensors, row.parameters, row.dtype, row.bytes) for row in mixed] == [(2, 10, "bfloat16, float32", 32)]

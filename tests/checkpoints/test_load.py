@@ -90,9 +90,7 @@ def test_many_faults_are_counted_and_the_first_few_named(run_checkpoint: Path) -
         run_checkpoint,
         lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("cma.")],
     )
-    with pytest.raises(
-        CheckpointError, match=r"13 tensors missing \(cma\.\S+, cma\.\S+, cma\.\S+, cma\.\S+, …\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"13 tensors missing \(cma\.\S+, cma\.\S+, cma\.\S+, cma\.\S+, …\)"):
         load_checkpoint(run_checkpoint)
 
 

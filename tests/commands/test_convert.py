@@ -8,9 +8,7 @@ import pytest
 from salmacli.cli import main
 
 
-def test_the_default_makes_a_folder_and_reports(
-    run_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_default_makes_a_folder_and_reports(run_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(run_checkpoint / "ckpt.pth")]) == 0
     out, err = capsys.readouterr()
     made = run_checkpoint.parent / "first-step-7-salma"

@@ -20,9 +20,7 @@ def test_json_round_trip_makes_folders(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a" / "b.json") == content
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     write_atomic(path, "old")
 

@@ -19,7 +19,13 @@ def test_all_errors_come_at_once_with_path_value_and_a_near_name():
     with pytest.raises(ConfigError) as caught:
         load_config("tiny", ["train.stepz=3", "train.steps=0", "model.sam2.width=60", "losses.bce=-1"])
     message = str(caught.value)
-    for part in ("4 wrong", "train.stepz is unknown, did you mean steps?", "train.steps = 0", "model.sam2: width", "losses.bce = -1"):
+    for part in (
+        "4 wrong",
+        "train.stepz is unknown, did you mean steps?",
+        "train.steps = 0",
+        "model.sam2: width",
+        "losses.bce = -1",
+    ):
         assert part in message
     assert "\n" not in message
 

@@ -68,14 +68,14 @@ def test_a_visit_is_a_function_of_seed_epoch_and_number(tmp_path):
     assert once.expressions == again.expressions and np.array_equal(once.masks, again.masks)
     draws = {tuple(mix(benchmark)[epoch, 1].expressions) for epoch in range(12)}
     assert len(draws) > 2 and later is not None
-    assert not np.array_equal(mix(benchmark).order(0), mix(Memory(tmp_path), seed=5).order(0)) or len(mix(benchmark)) < 4
+    assert (
+        not np.array_equal(mix(benchmark).order(0), mix(Memory(tmp_path), seed=5).order(0)) or len(mix(benchmark)) < 4
+    )
 
 
 def test_repeats_are_exact_over_an_epoch_on_one_and_two_ranks(tmp_path):
     few, many = Memory(tmp_path / "a", 2), Memory(tmp_path / "b", 3)
-    source = TrainingMix(
-        [Source(few, 4), Source(many, 1)], seed=0, clip_frames=2, decoded_frames=1, expressions=1
-    )
+    source = TrainingMix([Source(few, 4), Source(many, 1)], seed=0, clip_frames=2, decoded_frames=1, expressions=1)
     assert len(source) == 2 * 4 + 3
     for ranks in (1, 2):
         keys = []
@@ -86,7 +86,10 @@ def test_repeats_are_exact_over_an_epoch_on_one_and_two_ranks(tmp_path):
         first = [visit for epoch, visit in keys if epoch == 0]
         assert sorted(first) == list(range(11)), "an epoch is a permutation"
         assert Counter(source.visits[visit][0] is few for visit in first) == {True: 8, False: 3}
-        assert Counter(source.visits[visit][1].name for visit in first if source.visits[visit][0] is few) == {"v0": 4, "v1": 4}
+        assert Counter(source.visits[visit][1].name for visit in first if source.visits[visit][0] is few) == {
+            "v0": 4,
+            "v1": 4,
+        }
 
 
 def test_order_can_start_anywhere(tmp_path):

@@ -69,9 +69,7 @@ def write_predictions(folder, benchmark, masks=None, logits=None, **record):
         content = {"schema": 1, "video": video.name, "size": list(SIZE), "frames": list(video.frames)}
         (folder / f"{video.name}.json").write_text(json.dumps({**content, "expressions": expressions}))
         if logits is not None:
-            np.savez(
-                folder / f"{video.name}.npz", **{e.id: logits[video.name, e.id] for e in video.expressions}
-            )
+            np.savez(folder / f"{video.name}.npz", **{e.id: logits[video.name, e.id] for e in video.expressions})
     about = {
         "schema": 1,
         "benchmark": benchmark.name,

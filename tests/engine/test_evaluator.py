@@ -166,9 +166,7 @@ def null_mask(folder):
         (null_mask, 1, "'00003'"),
     ],
 )
-def test_what_is_missing_is_named_and_counted(
-    damage, masks, says, make_benchmark, make_predictions, tmp_path
-):
+def test_what_is_missing_is_named_and_counted(damage, masks, says, make_benchmark, make_predictions, tmp_path):
     benchmark = make_benchmark()
     folder = make_predictions(tmp_path, benchmark)
     damage(folder)

@@ -53,9 +53,7 @@ def test_every_part_is_there_and_costs_something(costs: dict[str, Cost]) -> None
 
 def test_runs_follow_the_inference_mode(costs: dict[str, Cost], tiny_model) -> None:
     assert tiny_model.config.inference_mode == "frames"
-    assert {
-        part: costs[part].runs for part in ("vision tower", "CMA", "mask decoder", "memory attention")
-    } == {
+    assert {part: costs[part].runs for part in ("vision tower", "CMA", "mask decoder", "memory attention")} == {
         "vision tower": tiny_model.config.clip_frames,
         "CMA": 10,
         "mask decoder": 10,

@@ -63,7 +63,9 @@ def test_every_frame_is_encoded_once_whatever_the_number_of_expressions(speaking
     encoded = []
     original = type(speaking.grounding).encode
     monkeypatch.setattr(
-        type(speaking.grounding), "encode", lambda self, images: encoded.append(len(images)) or original(self, images)
+        type(speaking.grounding),
+        "encode",
+        lambda self, images: encoded.append(len(images)) or original(self, images),
     )
     Predictor(speaking, "frames").video(frames, ["a", "b", "c"])
     assert sum(encoded) == len(frames)

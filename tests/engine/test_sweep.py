@@ -23,9 +23,7 @@ SIZE = (40, 60)
 )
 def test_upsampling_is_torchs(small, large):
     logits = np.random.default_rng(0).normal(size=small).astype(np.float32)
-    theirs = interpolate(
-        torch.from_numpy(logits)[None, None], size=large, mode="bilinear", align_corners=False
-    )
+    theirs = interpolate(torch.from_numpy(logits)[None, None], size=large, mode="bilinear", align_corners=False)
     assert np.abs(upsample(logits, *large) - theirs[0, 0].numpy()).max() < 2e-6
 
 
@@ -37,9 +35,7 @@ def fabricate(make_benchmark, make_predictions, folder):
     for key, truth in benchmark.masks.items():
         coarse = truth[:, 2::4, 2::4].astype(np.float32) * 4 - 2.5
         logits[key] = coarse + rng.normal(size=coarse.shape).astype(np.float32)
-        large = interpolate(
-            torch.from_numpy(logits[key])[:, None], size=SIZE, mode="bilinear", align_corners=False
-        )
+        large = interpolate(torch.from_numpy(logits[key])[:, None], size=SIZE, mode="bilinear", align_corners=False)
         masks[key] = (large[:, 0] > 0).numpy()
     return benchmark, make_predictions(folder, benchmark, masks, logits), logits
 
@@ -56,9 +52,7 @@ def test_every_threshold_is_that_of_the_probability(make_benchmark, make_predict
     benchmark, folder, logits = fabricate(make_benchmark, make_predictions, tmp_path)
     found = sweep_predictions(benchmark, folder, np.array([0.2, 0.5, 0.9]))
     for row, (key, truth) in enumerate(benchmark.masks.items()):
-        large = interpolate(
-            torch.from_numpy(logits[key])[:, None], size=SIZE, mode="bilinear", align_corners=False
-        )
+        large = interpolate(torch.from_numpy(logits[key])[:, None], size=SIZE, mode="bilinear", align_corners=False)
         probability = large[:, 0].double().sigmoid().numpy()
         for column, threshold in enumerate((0.2, 0.5, 0.9)):
             mask = probability >= threshold

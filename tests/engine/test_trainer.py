@@ -1,4 +1,4 @@
-"""Training on a few synthetic videos at a size below tiny: it learns, logs, stops, goes on, and refuses what cannot learn."""
+"""Training on a few synthetic videos below tiny size: it learns, logs, stops, goes on, refuses what cannot learn."""
 
 from __future__ import annotations
 
@@ -99,8 +99,12 @@ def test_resume_ends_where_an_uninterrupted_run_ends(tmp_path):
 
 
 def test_a_part_without_gradient_is_named_before_the_first_step(tmp_path, monkeypatch):
-    trainer = start(tmp_path, config("train.steps=2", "losses.bce=0", "losses.dice=0", "losses.iou=0", "losses.prior=0"))
-    with pytest.raises(SalmaError, match="text projector, SAM 2 image encoder, SAM 2 mask decoder, cross-modal attention"):
+    trainer = start(
+        tmp_path, config("train.steps=2", "losses.bce=0", "losses.dice=0", "losses.iou=0", "losses.prior=0")
+    )
+    with pytest.raises(
+        SalmaError, match="text projector, SAM 2 image encoder, SAM 2 mask decoder, cross-modal attention"
+    ):
         trainer.fit()
     assert not trainer.run.checkpoints()
 

@@ -56,7 +56,10 @@ def test_points_read_the_place_they_name():
 
 def test_iou_regression_knows_the_true_iou():
     logits, targets = torch.full((2, 8, 8), -5.0), torch.zeros(2, 16, 16, dtype=torch.bool)
-    logits[0, :, :4], targets[0, :8, :8] = 5.0, True  # a half against its upper half: IoU 1/2; the other: both empty, 1
+    logits[0, :, :4], targets[0, :8, :8] = (
+        5.0,
+        True,
+    )  # a half against its upper half: IoU 1/2; the other: both empty, 1
     assert float(iou_regression(torch.tensor([0.5, 1.0]), logits, targets)) == pytest.approx(0, abs=1e-6)
     assert float(iou_regression(torch.tensor([1.0, 1.0]), logits, targets)) == pytest.approx(0.125)
 

@@ -38,9 +38,7 @@ class Clock:
         monkeypatch.setattr("salmacli.report.progress.time.monotonic", lambda: self.now)
 
 
-def test_plain_lines_come_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock(monkeypatch)
     progress = TerminalProgress(live=False)
     progress.start("training", total=1000, done=500)
@@ -66,9 +64,7 @@ def test_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "scoring: 3/3 10.0/s  in 0:00\n"
 
 
-def test_fast_small_tasks_do_not_flood(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fast_small_tasks_do_not_flood(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Clock(monkeypatch)
     progress = TerminalProgress(live=False)
     progress.start("scoring", total=10)

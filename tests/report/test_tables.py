@@ -53,12 +53,8 @@ def results(**change):
 def comparison(spread=False):
     frame = pd.DataFrame(
         [[0.61, 0.5, 0.555, None], [0.6, 0.52, 0.56, 0.9]],
-        index=pd.MultiIndex.from_tuples(
-            [("a_b|[red]&", "frames"), ("plain", "consistent")], names=["run", "mode"]
-        ),
-        columns=pd.MultiIndex.from_tuples(
-            [("mevis valid_u", m) for m in ("J", "F", "JF")] + [("davis valid", "J")]
-        ),
+        index=pd.MultiIndex.from_tuples([("a_b|[red]&", "frames"), ("plain", "consistent")], names=["run", "mode"]),
+        columns=pd.MultiIndex.from_tuples([("mevis valid_u", m) for m in ("J", "F", "JF")] + [("davis valid", "J")]),
         dtype=float,
     )
     return Comparison(frame, frame * 0 + 0.021 if spread else None)
@@ -105,9 +101,7 @@ def test_label_rows_and_the_mean():
         "JF": 0.8955,
         "J_decay": -0.01,
     }
-    text = text_of(
-        label_table(LabelScores([row], {"J": 0.885, "F": 0.906, "JF": 0.8955, "J_decay": -0.01}, 0))
-    )
+    text = text_of(label_table(LabelScores([row], {"J": 0.885, "F": 0.906, "JF": 0.8955, "J_decay": -0.01}, 0)))
     for word in ("camel", "88", "88.5", "-1.0", "J decay", "all"):
         assert word in text
 
@@ -142,10 +136,7 @@ def test_latex_is_escaped_and_complete():
     assert "\\multicolumn{3}{c}{mevis valid\\_u} & \\multicolumn{1}{c}{davis valid}" in text
     assert "\\cmidrule(lr){3-5} \\cmidrule(lr){6-6}" in text
     assert "run & mode & J & F & J\\&F & J \\\\" in text
-    assert (
-        "a\\_b|[red]\\& & frames & \\textbf{61.0 $\\pm$ 2.1} & 50.0 $\\pm$ 2.1 & 55.5 $\\pm$ 2.1 & -- \\\\"
-        in text
-    )
+    assert "a\\_b|[red]\\& & frames & \\textbf{61.0 $\\pm$ 2.1} & 50.0 $\\pm$ 2.1 & 55.5 $\\pm$ 2.1 & -- \\\\" in text
     for rule in ("\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}"):
         assert text.count(rule) == 1
 

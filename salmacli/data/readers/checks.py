@@ -83,9 +83,7 @@ def tags(entry: Mapping[str, Any]) -> dict[str, Any]:
 def track(masks: Mapping[str, Any], key: str, where: str) -> Sequence[Any]:
     """The masks of one object over the frames."""
     if key not in masks:
-        raise DataError(
-            f"{where}: no masks under key {key!r}", "fetch the masks that belong to these expressions"
-        )
+        raise DataError(f"{where}: no masks under key {key!r}", "fetch the masks that belong to these expressions")
     return listing(masks[key], f"{where}, key {key}")
 
 

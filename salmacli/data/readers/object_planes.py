@@ -23,9 +23,7 @@ def read_plane(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("P", "L", "1"):
-                raise DataError(
-                    f"{path} is a {picture.mode} picture, not object numbers", "give the indexed PNGs"
-                )
+                raise DataError(f"{path} is a {picture.mode} picture, not object numbers", "give the indexed PNGs")
             # To grey would turn the palette's colours into values; the indices are what counts.
             return np.array(picture, dtype=np.uint8)
     except FileNotFoundError:

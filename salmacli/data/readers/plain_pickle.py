@@ -38,8 +38,6 @@ def read_pickle(path: Path) -> Any:
         TypeError,
         AttributeError,
     ) as error:
-        raise DataError(
-            f"{path} is no pickle of plain data: {error}", "fetch it from its publisher again"
-        ) from None
+        raise DataError(f"{path} is no pickle of plain data: {error}", "fetch it from its publisher again") from None
     except (MemoryError, OverflowError, RecursionError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}", "fetch it from its publisher again") from None

@@ -53,9 +53,7 @@ class NumberedSet(Benchmark):
             loaded = checks.mapping(read_pickle(self.masks_path), str(self.masks_path))
             self._masks = {str(key): track for key, track in loaded.items()}
         where = f"{self.masks_path}, video {video.name}, expression {expression.id}"
-        return self.unite(
-            video, [checks.track(self._masks, expression.targets[0], where)], str(self.masks_path)
-        )
+        return self.unite(video, [checks.track(self._masks, expression.targets[0], where)], str(self.masks_path))
 
     def _track_of_planes(self, video: Video, expression: Expression) -> list[rle.RLE]:
         assert self.masks_path is not None

@@ -78,9 +78,7 @@ def open_refcoco(name: str, root: Path, split: str) -> Benchmark:
         image = checks.number(ref.get("image_id"), f"{where}, key image_id")
         target = checks.number(ref.get("ann_id"), f"{where}, key ann_id")
         if image not in files or target not in annotations:
-            raise DataError(
-                f"{where}: image {image} or annotation {target} is not in {instances_path}", checks.MEND
-            )
+            raise DataError(f"{where}: image {image} or annotation {target} is not in {instances_path}", checks.MEND)
         sentences.setdefault(image, []).extend(_expressions(ref, target, where))
     pictures: dict[str, Path] = {}
     videos = []

@@ -85,9 +85,7 @@ def open_mevis(root: Path, split: str) -> Benchmark:
     videos = _videos(folder / "meta_expressions.json", masks.is_file())
     if split in ("train", "valid_u") and not masks.is_file():
         raise DataError(f"{masks} is missing", "fetch it, this split's masks are public")
-    return MaskDictSet(
-        "mevis", root, split, videos, folder / "JPEGImages", masks if masks.is_file() else None
-    )
+    return MaskDictSet("mevis", root, split, videos, folder / "JPEGImages", masks if masks.is_file() else None)
 
 
 def open_revos(root: Path, split: str) -> Benchmark:
@@ -116,8 +114,7 @@ def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -
         where = f"{path}, video {name}"
         found = checks.expressions(video, where)
         records = tuple(
-            _expression(key, entry, f"{where}, expression {key}", with_masks, kinds)
-            for key, entry in found.items()
+            _expression(key, entry, f"{where}, expression {key}", with_masks, kinds) for key, entry in found.items()
         )
         videos.append(Video(name, checks.frame_names(video, where), records))
     return videos

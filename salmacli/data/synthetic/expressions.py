@@ -123,9 +123,7 @@ def _phrase(rng: np.random.Generator, thing: Thing, weights: Sequence[float]) ->
         Phrase(shape=thing.shape),
         Phrase(colour=thing.colour),
         Phrase(thing.colour, thing.shape),
-        Phrase(thing.colour, thing.shape, size=size)
-        if size
-        else Phrase(thing.colour, thing.shape, texture=texture),
+        Phrase(thing.colour, thing.shape, size=size) if size else Phrase(thing.colour, thing.shape, texture=texture),
         Phrase(shape=thing.shape, texture=texture) if texture else Phrase(shape=thing.shape, size=size),
     )
     return choices[int(rng.choice(len(choices), p=np.array(weights) / sum(weights)))]
@@ -210,9 +208,7 @@ def annotators(rng: np.random.Generator, facts: Facts, target: int) -> list[str]
         return None
     fullest = Meaning(single[int(rng.integers(len(single)))])
     moving = Meaning(single[0], motion=thing.motion)
-    words = (
-        [one_of(rng, MOTION_WORDS[thing.motion])] if referents(facts, moving) == frozenset({target}) else []
-    )
+    words = [one_of(rng, MOTION_WORDS[thing.motion])] if referents(facts, moving) == frozenset({target}) else []
     plain, after = noun_phrase(rng, single[0])
     return [
         wording(rng, Meaning(single[0]), 1),

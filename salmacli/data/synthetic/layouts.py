@@ -85,9 +85,7 @@ def write_revos(root: Path, stories: Stories) -> None:
             foreground[story.name] = {"masks_rle": list(story.foreground)}
             referring = [s for s in story.sentences if s.targets][:4]
             nothing = [s for s in story.sentences if not s.targets][:1]
-            typed = (
-                [(s, 0) for s in referring] + [(s, 1) for s in story.questions] + [(s, 2) for s in nothing]
-            )
+            typed = [(s, 0) for s in referring] + [(s, 1) for s in story.questions] + [(s, 2) for s in nothing]
             expressions = {
                 str(index): {
                     "exp": sentence.text,

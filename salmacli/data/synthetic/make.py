@@ -55,9 +55,7 @@ def make(
     """
     sizes = {**SIZES, **(sizes or {})}
     if set(sizes) != set(SPLITS) or min(sizes.values()) < 1:
-        raise DataError(
-            f"sizes of the synthetic benchmark must be positive, not {sizes}", "ask for at least 1 video"
-        )
+        raise DataError(f"sizes of the synthetic benchmark must be positive, not {sizes}", "ask for at least 1 video")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root} is not empty", "name another folder, or delete this one")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +82,7 @@ def make(
 def _make_videos(
     root: Path, seed: int, sizes: dict[str, int], processes: int | None, progress: Progress | None
 ) -> dict[str, list[Story]]:
-    jobs = [
-        (seed, split, index, frames_folder(root, split)) for split in SPLITS for index in range(sizes[split])
-    ]
+    jobs = [(seed, split, index, frames_folder(root, split)) for split in SPLITS for index in range(sizes[split])]
     stories: dict[str, list[Story]] = {split: [] for split in SPLITS}
     if progress is not None:
         progress.start("synthetic videos", len(jobs))
@@ -129,9 +125,7 @@ def _write_marker(root: Path, seed: int, sizes: dict[str, int]) -> None:
         "files": {path.relative_to(root).as_posix(): sha256(path) for path in files},
     }
     for folder in FOLDERS.values():
-        write_json(
-            root / folder / MARKER, {key: marker[key] for key in ("schema", "version", "seed", "videos")}
-        )
+        write_json(root / folder / MARKER, {key: marker[key] for key in ("schema", "version", "seed", "videos")})
     write_json(root / MARKER, marker)
 
 
@@ -165,11 +159,7 @@ def check_synthetic(root: Path) -> dict[str, Any]:
     if not (root / MARKER).is_file():
         raise DataError(f"{root} holds something, but not a synthetic benchmark (no {MARKER})", mend)
     marker = read_json(root / MARKER)
-    if (
-        not isinstance(marker, dict)
-        or marker.get("version") != VERSION
-        or not isinstance(marker.get("files"), dict)
-    ):
+    if not isinstance(marker, dict) or marker.get("version") != VERSION or not isinstance(marker.get("files"), dict):
         found = marker.get("version") if isinstance(marker, dict) else None
         raise DataError(f"{root} is version {found} of the synthetic benchmark, needed is {VERSION}", mend)
     for name, checksum in marker["files"].items():

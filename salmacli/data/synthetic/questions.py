@@ -32,9 +32,7 @@ _ORDERS = {
 }
 
 
-def draw_questions(
-    rng: np.random.Generator, facts: Facts, eligible: Sequence[int], count: int
-) -> list[Spoken]:
+def draw_questions(rng: np.random.Generator, facts: Facts, eligible: Sequence[int], count: int) -> list[Spoken]:
     """Draws up to ``count`` questions that have exactly one answer, which is eligible."""
     asked: list[Spoken] = []
     for target in rng.permutation(np.array(eligible, dtype=np.int64)):
@@ -57,9 +55,7 @@ def _questions(rng: np.random.Generator, facts: Facts, target: int) -> list[Spok
             meaning = Meaning(phrase, event=thing.event)
             questions.append(_ask(facts, target, meaning, f"which {noun} {ending}?", "motion"))
     for order, ending in _ORDERS.items():
-        questions.append(
-            _ask(facts, target, Meaning(Phrase(), order=order), f"which object {ending}?", "ordinal")
-        )
+        questions.append(_ask(facts, target, Meaning(Phrase(), order=order), f"which object {ending}?", "ordinal"))
     questions.append(_odd_one(facts, target, "shape"))
     questions.append(_odd_one(facts, target, "colour"))
     return questions
@@ -77,6 +73,4 @@ def _odd_one(facts: Facts, target: int, attribute: str) -> Spoken | None:
     if len(facts.things) < 3 or len(others) != 1 or own in others:
         return None
     phrase = Phrase(shape=own) if attribute == "shape" else Phrase(colour=own)
-    return _ask(
-        facts, target, Meaning(phrase), f"which object differs from the others in {attribute}?", "attribute"
-    )
+    return _ask(facts, target, Meaning(phrase), f"which object differs from the others in {attribute}?", "attribute")

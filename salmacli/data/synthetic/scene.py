@@ -30,9 +30,7 @@ Pair = tuple[str, str]
 PAIRS: tuple[Pair, ...] = tuple((colour, shape) for shape in SHAPES for colour in COLOURS)
 # Two colours per shape, spread so that every colour and every shape stays frequent in training.
 HELD_OUT: tuple[Pair, ...] = tuple(
-    (tuple(COLOURS)[(index + step) % len(COLOURS)], shape)
-    for index, shape in enumerate(SHAPES)
-    for step in (0, 3)
+    (tuple(COLOURS)[(index + step) % len(COLOURS)], shape) for index, shape in enumerate(SHAPES) for step in (0, 3)
 )
 SEEN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 

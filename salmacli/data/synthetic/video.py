@@ -92,9 +92,7 @@ def make_video(seed: int, split: str, index: int, folder: Path) -> Story:
     still = int(np.argmax(np.minimum(facts.areas, 60).sum(axis=0)))
     return Story(
         name=name,
-        masks=tuple(
-            tuple(rle.encode(mask) if mask.any() else None for mask in thing) for thing in drawn.masks
-        ),
+        masks=tuple(tuple(rle.encode(mask) if mask.any() else None for mask in thing) for thing in drawn.masks),
         foreground=tuple(rle.encode(mask) for mask in np.asarray(drawn.masks.any(axis=0))),
         sentences=tuple(_sentence(one) for one in spoken),
         questions=tuple(_sentence(one) for one in questions),

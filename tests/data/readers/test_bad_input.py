@@ -152,9 +152,7 @@ def test_a_broken_pickle_is_refused(tmp_path, content):
 
 
 def test_pickles_of_python_2_are_read(tmp_path):
-    (tmp_path / "refs.p").write_bytes(
-        pickle.dumps([{"split": "val", "ids": [1, 2.5, None, True]}], protocol=2)
-    )
+    (tmp_path / "refs.p").write_bytes(pickle.dumps([{"split": "val", "ids": [1, 2.5, None, True]}], protocol=2))
     assert read_pickle(tmp_path / "refs.p") == [{"split": "val", "ids": [1, 2.5, None, True]}]
 
 

@@ -134,9 +134,7 @@ def read(text: str, facts: Facts) -> set[int]:
     rank = next((RANKS[word] for word in rest.split() if word in RANKS), 1)
     if order:
         rest = rest.replace(order, "")
-    among = [
-        i for i, thing in enumerate(things) if fits(rest.split(), thing) and all(ok(i) for ok in conditions)
-    ]
+    among = [i for i, thing in enumerate(things) if fits(rest.split(), thing) and all(ok(i) for ok in conditions)]
     if not order:
         return set(among)
     axis, sign = ORDERS[order]
@@ -245,9 +243,7 @@ def test_the_split_keeps_every_colour_and_shape_in_training():
 def thing(shape="circle", x=80.0, y=60.0, dx=0.0, radius=12.0, **more) -> Thing:
     centres = np.stack([np.linspace(x, x + dx, FRAMES), np.full(FRAMES, y)], axis=1)
     looks = {"colour": "red", "texture": "plain", "size": "small", "motion": "still", "event": "stays"}
-    return Thing(
-        shape=shape, vivid=1.0, angle=0.0, centres=centres, radii=np.full(FRAMES, radius), **looks | more
-    )
+    return Thing(shape=shape, vivid=1.0, angle=0.0, centres=centres, radii=np.full(FRAMES, radius), **looks | more)
 
 
 def facts_of(*things: Thing) -> Facts:

@@ -13,9 +13,7 @@ SIZES = {"train": 27, "valid": 2, "held_out": 3}
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 class Counting:
@@ -80,9 +78,7 @@ def small(tmp_path) -> Path:
 def test_a_changed_file_is_noticed(small):
     path = small / "mevis" / "train" / "mask_dict.json"
     path.write_text(path.read_text() + " ")
-    with pytest.raises(
-        DataError, match=r"mask_dict\.json is missing or not as it was made; delete .* salma data make"
-    ):
+    with pytest.raises(DataError, match=r"mask_dict\.json is missing or not as it was made; delete .* salma data make"):
         ensure_synthetic(small)
 
 
