@@ -129,6 +129,11 @@ class LossConfig(Settings):
         ge=0,
         description="contrast between what is said of an object and the image features under its mask",
     )
+    tmc_rivals: Literal["batch", "video"] = Field(
+        "batch",
+        description="what the contrast tells apart: all objects of a batch, or only those of the same video. A model "
+        "from scratch learns to tell videos by their backgrounds first, and nothing about the objects",
+    )
     iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
     prior: float = Field(
         0.0,
@@ -145,6 +150,9 @@ class TrainConfig(Settings):
     batch_size: int = Field(8, ge=1, description="samples per device and forward pass")
     accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
     learning_rate: float = Field(4e-5, gt=0, description="peak of the schedule")
+    gamma_rate: float = Field(
+        1.0, gt=0, description="factor on the learning rate of the CMA's gamma, which starts at 0 and has far to go"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on norms, biases, embeddings and scalars")
     warmup_fraction: float = Field(

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import get_cosine_schedule_with_warmup
 
 from salmacli.checkpoints.load import load_checkpoint, load_trainer_state
 from salmacli.checkpoints.save import save_checkpoint
-from salmacli.config.schema import RunConfig
+from salmacli.config.schema import RunConfig, TrainConfig
 from salmacli.data.collate import Batch, Collator
 from salmacli.data.mixing import BadClip, TrainingMix
 from salmacli.engine.progress import Progress, Silent
@@ -113,7 +113,7 @@ class Trainer:
         train, started = self.config.train, time.monotonic()
         set_seed(self.config.seed)
         model = self._model(resume)
-        optimizer = torch.optim.AdamW(_groups(model, train.weight_decay), lr=train.learning_rate, betas=train.betas)
+        optimizer = torch.optim.AdamW(_groups(model, train), lr=train.learning_rate, betas=train.betas)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(train.warmup_fraction * train.steps), train.steps)
         first = self._restore(resume, optimizer, schedule) if resume is not None else 0
         wrapped, optimizer = self.accelerator.prepare(model, optimizer)
@@ -341,15 +341,17 @@ class VisitOrder(Sampler[Any]):
             place += 1
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: not for norms, biases, embeddings and scalars."""
+def _groups(model: SalmaModel, train: TrainConfig) -> list[dict[str, Any]]:
+    """Weight decay for matrices only, not for norms, biases, embeddings and scalars; a rate of its own for gamma."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 and id(parameter) not in embeddings else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    gamma = model.cma.gamma if model.cma is not None else None
+    trained = [p for p in model.parameters() if p.requires_grad and p is not gamma]
+    decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+    others = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if gamma is not None:
+        groups.append({"params": [gamma], "weight_decay": 0.0, "lr": train.learning_rate * train.gamma_rate})
+    return groups
 
 
 def _has_gradient(part: nn.Module) -> bool:

@@ -48,18 +48,19 @@ class TopKRouter(nn.Module):
         self.topk = topk
         self.score = nn.Linear(width, 1)
 
-    def forward(self, tokens: Tensor, valid: Tensor) -> Selection:
+    def forward(self, tokens: Tensor, valid: Tensor, everything: bool = False) -> Selection:
         """Select.
 
         Args:
             tokens: (M, N, C).
             valid: (M, N) False on padding; at least one True per row.
+            everything: keep all tokens, weighed: what is never kept never shows its worth.
 
         Among equal scores the earlier token wins; rows with fewer than k valid tokens keep all of them.
         """
         score = self.score(tokens).squeeze(-1).float().masked_fill(~valid, float("-inf"))
         log_probability = F.log_softmax(score, dim=-1)
-        k = tokens.shape[1] if self.topk is None else min(self.topk, tokens.shape[1])
+        k = tokens.shape[1] if self.topk is None or everything else min(self.topk, tokens.shape[1])
         chosen = torch.sort(log_probability, dim=-1, descending=True, stable=True).indices[:, :k]
         log_weight = log_probability.gather(1, chosen)
         kept = tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
@@ -107,7 +108,8 @@ class CrossModalAttention2D(nn.Module):
         """
         tokens = torch.cat([words, seg.unsqueeze(1)], dim=1)
         valid = torch.cat([words_valid, words_valid.new_ones(len(seg), 1)], dim=1)
-        selection = self.router(tokens, valid)
+        # While the attention warms up the router hears of every token before it has to choose.
+        selection = self.router(tokens, valid, everything=self.scale < 1)
         flat = x.flatten(2).transpose(1, 2)
         attended = self.out(self._attention(self.norm(flat), selection, prior.flatten(1) / self.config.tau))
         attended = attended * selection.mass.to(attended.dtype)

@@ -72,23 +72,22 @@ def iou_regression(predicted: Tensor, logits: Tensor, targets: Tensor) -> Tensor
     return F.mse_loss(predicted.float(), true.float())
 
 
-def text_mask_contrast(seg: Tensor, looks: Tensor, identity: Tensor, present: Tensor) -> Tensor:
+def text_mask_contrast(said: Tensor, looks: Tensor, rivals: Tensor) -> Tensor:
     """Symmetric InfoNCE between what is said of an object and what it looks like.
 
     Args:
-        seg, looks: (P, C).
-        identity: (P,) rows of equal identity show the same object and are not held against each other.
-        present: (P,) False where the object is not in the frame; such rows take no part.
+        said, looks: (P, C).
+        rivals: (P, P) symmetric, True where two rows are held against each other. A row without a rival says nothing.
 
     Source: CLIP (Radford et al., ICML 2021), with SALMA's masks.
     """
-    seg, looks, identity = seg[present], looks[present], identity[present]
-    if len(seg) < 2:
-        return seg.sum() * 0
-    similarity = F.normalize(seg.float(), dim=-1) @ F.normalize(looks.float(), dim=-1).T / CONTRAST_TEMPERATURE
-    same = (identity[:, None] == identity) & ~torch.eye(len(seg), dtype=torch.bool, device=seg.device)
-    similarity = similarity.masked_fill(same, float("-inf"))
-    row = torch.arange(len(seg), device=seg.device)
+    contested = rivals.any(1)
+    said, looks, rivals = said[contested], looks[contested], rivals[contested][:, contested]
+    if not len(said):
+        return said.sum()
+    similarity = F.normalize(said.float(), dim=-1) @ F.normalize(looks.float(), dim=-1).T / CONTRAST_TEMPERATURE
+    row = torch.arange(len(said), device=said.device)
+    similarity = similarity.masked_fill(~rivals & (row != row[:, None]), float("-inf"))
     return (F.cross_entropy(similarity, row) + F.cross_entropy(similarity.T, row)) / 2
 
 
@@ -112,11 +111,21 @@ def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[Tens
         "lm": answer_cross_entropy(outputs.vocabulary, outputs.answers),
     }
     if config.tmc:
-        present = targets.flatten(1).any(1)
-        parts["tmc"] = text_mask_contrast(outputs.seg, outputs.looks, batch.identity, present)
+        terms = [text_mask_contrast(said, outputs.looks, _rivals(batch, config)) for said in outputs.said]
+        parts["tmc"] = torch.stack(terms).mean()
     if outputs.prior is not None and config.prior:
         points = uncertain_points(outputs.prior, config.points)
         parts["prior"] = mask_bce(at_points(outputs.prior, points), at_points(batch.foreground, points))
     weights = {name: getattr(config, name) for name in parts}
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return total, {name: value.detach() for name, value in parts.items()}
+
+
+def _rivals(batch: Batch, config: LossConfig) -> Tensor:
+    """(P, P): which masks the contrast tells apart. Never those of one object, in other words or in another frame."""
+    present = batch.targets.flatten(1).any(1)
+    rivals = present & present[:, None] & (batch.identity != batch.identity[:, None])
+    if config.tmc_rivals == "video":
+        video = batch.seg_rows[batch.object_of]
+        rivals &= video == video[:, None]
+    return rivals

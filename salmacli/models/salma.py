@@ -32,6 +32,10 @@ class Language:
     words: Tensor
     valid: Tensor
 
+    def mean_word(self) -> Tensor:
+        """(O, C), zeros where there is no word."""
+        return (self.words * self.valid.unsqueeze(-1)).sum(1) / self.valid.sum(1, keepdim=True).clamp(min=1)
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -40,14 +44,15 @@ class Outputs:
     Attributes:
         masks: P masks.
         prior: (F, S/4, S/4) logits of the visual pre-pass, with gradient; None without CMA.
-        seg, looks: (P, C) the language prompt of each mask, and the image features under the true mask, before the CMA.
+        said: (2, P, C) what is said of each mask's object: the state at `[SEG]`, and the mean of its words.
+        looks: (P, C) mean of the image features under the true mask, before the CMA.
         vocabulary: (A, V) logits at the positions that have labels.
         answers: (A,) those labels.
     """
 
     masks: Masks
     prior: Tensor | None
-    seg: Tensor
+    said: Tensor
     looks: Tensor
     vocabulary: Tensor
     answers: Tensor
@@ -73,6 +78,8 @@ class SalmaModel(nn.Module):
     def build(cls, config: ModelConfig, expressions: Iterable[str]) -> SalmaModel:
         """A model with fresh weights and a tokenizer learnt from the training expressions."""
         model = cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
+        # A word must stand out in its own state among all the frames it can see; 0.02 drowns it.
+        nn.init.normal_(model.mllm.model.get_input_embeddings().weight)
         model.grounding.match_queries_and_keys()
         return model
 
@@ -159,7 +166,7 @@ class SalmaModel(nn.Module):
         return Outputs(
             masks=masks,
             prior=prior,
-            seg=language.seg[batch.object_of],
+            said=torch.stack([language.seg, language.mean_word()])[:, batch.object_of],
             looks=_under(features.stride16[batch.frame_of], batch.targets),
             vocabulary=vocabulary,
             answers=batch.labels[:, 1:][asked],

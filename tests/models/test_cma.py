@@ -112,7 +112,17 @@ def test_warm_up_never_is_zero_and_ends_at_one():
 
 
 def test_warm_up_scales_what_is_added(inputs):
-    module = attention()
+    module = attention(topk=None)
     full = module(**inputs) - inputs["x"]
     module.warm_up(0, 100)
     assert torch.allclose((module(**inputs) - inputs["x"]) * 10, full, atol=1e-4)
+
+
+def test_the_router_hears_of_every_token_before_it_chooses(inputs):
+    module, everything = attention(topk=1), attention(topk=None)
+    module.warm_up(0, 100)
+    everything.warm_up(0, 100)
+    assert torch.equal(module(**inputs), everything(**inputs))
+    module.warm_up(99, 100)
+    everything.warm_up(99, 100)
+    assert not torch.allclose(module(**inputs), everything(**inputs), atol=1e-4)

@@ -66,15 +66,15 @@ def test_iou_regression_knows_the_true_iou():
 
 def test_contrast_pulls_what_belongs_together_and_spares_the_same_object():
     torch.manual_seed(0)
-    seg = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
-    identity, present = torch.arange(4), torch.ones(4, dtype=torch.bool)
-    matched = text_mask_contrast(seg, seg, identity, present)
-    assert float(matched) < 0.1 < float(text_mask_contrast(seg, seg.roll(1, 0), identity, present))
-    # Two rows that look alike are no mistake when they are the same object …
-    twice = torch.cat([seg, seg[:1]])
-    same = torch.tensor([0, 1, 2, 3, 0])
-    everywhere = torch.ones(5, dtype=torch.bool)
-    assert float(text_mask_contrast(twice, twice, same, everywhere)) < 0.1
-    assert float(text_mask_contrast(twice, twice, torch.arange(5), everywhere)) > 0.2
-    # … and absent objects, or a single one, say nothing.
-    assert float(text_mask_contrast(seg, seg.roll(1, 0), identity, identity == 0)) == 0
+    said = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
+    all_rivals = ~torch.eye(4, dtype=torch.bool)
+    assert float(text_mask_contrast(said, said, all_rivals)) < 0.1
+    assert float(text_mask_contrast(said, said.roll(1, 0), all_rivals)) > 1
+    # A row that looks like another is no mistake when both show the same object …
+    twice = torch.cat([said, said[:1]])
+    rivals = ~torch.eye(5, dtype=torch.bool)
+    assert float(text_mask_contrast(twice, twice, rivals)) > 0.2
+    rivals[0, 4] = rivals[4, 0] = False
+    assert float(text_mask_contrast(twice, twice, rivals)) < 0.1
+    # … and without rivals there is nothing to say.
+    assert float(text_mask_contrast(said, said.roll(1, 0), torch.zeros(4, 4, dtype=torch.bool))) == 0

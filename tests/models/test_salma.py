@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from salmacli.config.loading import load_config
+from salmacli.config.schema import LossConfig
 from salmacli.data.collate import Batch, Collator
 from salmacli.data.conversation import branch, prefix
 from salmacli.data.mixing import Clip
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.engine.predictor import Predictor
-from salmacli.models.losses import total_loss
+from salmacli.models.losses import _rivals, total_loss
 from salmacli.models.salma import SalmaModel
 
 TEXTS = ("the red circle", "the blue square on the left")
@@ -154,3 +155,21 @@ def test_best_of_three_takes_the_mask_with_the_best_predicted_iou(model):
         single = model.grounding.decode(image, features, None, best_of_three=False)
     assert best.logits.shape == single.logits.shape == (2, 32, 32)
     assert not torch.allclose(best.logits, single.logits)
+
+
+@pytest.mark.parametrize("kind", ["batch", "video"])
+def test_rivals_are_other_objects_that_are_there(model, kind):
+    one, two = clip(frames=1), clip(frames=1)
+    absent = one.masks.copy()
+    absent[1] = False
+    batch = collate(
+        model, Clip(**{**vars(one), "masks": absent}), two, Clip(**{**vars(two), "targets": (("0",), ("0",))})
+    )
+    rivals = _rivals(batch, LossConfig(tmc_rivals=kind))
+    video = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert not rivals[1].any() and not rivals[:, 1].any(), "an object that is not in the frame takes no part"
+    assert not rivals[4, 5], "two wordings of one object are no rivals"
+    assert rivals[2, 3] and rivals[3, 2]
+    assert bool(rivals[0, 2]) == (kind == "batch") and not (rivals & (video != video[:, None])).any() == (
+        kind == "video"
+    )

@@ -17,8 +17,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "yellow": (252, 226, 36),
     "purple": (150, 46, 214),
     "cyan": (40, 214, 224),
-    "orange": (255, 138, 12),
-    "pink": (255, 122, 196),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 TEXTURES = ("plain", "striped", "dotted")
