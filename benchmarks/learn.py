@@ -3,8 +3,8 @@
     python benchmarks/learn.py --seeds 3 --out learn.json
 
 Every run is `salma train` and `salma eval mevis` as a user types them, in a folder of its own. Scores are of the
-held-out split, whose colours and shapes are never paired in training; "untrained" is the same model after one step of next to
-nothing. Minutes are wall time of the training; with --parallel above 1 they say nothing.
+held-out split, whose colours and shapes are never paired in training; "untrained" is the same model after one step of
+next to nothing. Minutes are wall time of the training; with --parallel above 1 they say nothing.
 """
 
 from __future__ import annotations

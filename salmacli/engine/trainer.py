@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import time
@@ -31,6 +32,8 @@ from salmacli.engine.run_folder import RunFolder
 from salmacli.errors import DataError, SalmaError
 from salmacli.models.losses import total_loss
 from salmacli.models.salma import SalmaModel
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,35 @@ class Trainer:
             DataError: more samples were unreadable than `data.max_bad_fraction` allows.
         """
         try:
-            return self._fit(resume)
+            with self._logged():
+                return self._fit(resume)
         finally:
             # Without it a worker may abort while the interpreter ends.
             self.accelerator.end_training()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Write what happens to this process, its end included, into the run's logs/rank<N>.log."""
+        path = self.run.path / "logs" / f"rank{self.accelerator.process_index}.log"
+        path.parent.mkdir(exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        try:
+            yield
+        except BaseException as error:
+            LOG.error("ended by %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            LOG.removeHandler(handler)
+            handler.close()
 
     def _fit(self, resume: Path | None) -> TrainingResult:
         train, started = self.config.train, time.monotonic()
         set_seed(self.config.seed)
         model = self._model(resume)
-        optimizer = torch.optim.AdamW(_groups(model, train), lr=train.learning_rate, betas=train.betas)
+        optimizer = torch.optim.AdamW(_groups(model, train), lr=train.learning_rate, betas=train.betas, fused=True)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(train.warmup_fraction * train.steps), train.steps)
         first = self._restore(resume, optimizer, schedule) if resume is not None else 0
         wrapped, optimizer = self.accelerator.prepare(model, optimizer)
@@ -121,6 +143,7 @@ class Trainer:
         batches = iter(self._loader(model, first))
         if first == 0:
             self._check_gradients(model)
+        LOG.info("from step %d to %d on %s", first, train.steps, self.accelerator.device)
         self.progress.start("training", train.steps, first)
         step, saved = first, first if resume is not None else -1
         with _on_signal(self._ask_to_stop):
@@ -184,6 +207,7 @@ class Trainer:
 
     def _count_bad(self, clip: BadClip) -> None:
         self.bad += 1
+        LOG.warning("dropped %s: %s", clip.name, clip.reason)
         self.progress.say(f"dropped {clip.name}: {clip.reason}")
         # Fewer than this many cannot be told from an unlucky start.
         allowed = max(self.config.data.max_bad_fraction * len(self.mix), 1)
@@ -249,6 +273,7 @@ class Trainer:
             collate_fn=collator,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
             # Without one of its own the loader draws from torch's generator, and a resumed run would go another way.
             generator=torch.Generator(),
         )
@@ -283,6 +308,7 @@ class Trainer:
             step=step,
             trainer_state=state,
         )
+        LOG.info("saved step %d", step)
         self.run.prune(self.config.train.keep)
 
     def _record(self, step: int, figures: dict[str, float], rate: float, seconds: float) -> None:
@@ -352,6 +378,11 @@ def _groups(model: SalmaModel, train: TrainConfig) -> list[dict[str, Any]]:
     if gamma is not None:
         groups.append({"params": [gamma], "weight_decay": 0.0, "lr": train.learning_rate * train.gamma_rate})
     return groups
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal sends Ctrl-C to the readers, too; they end when the trainer, which may still need them, does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _has_gradient(part: nn.Module) -> bool:

@@ -31,6 +31,7 @@ SMALL = [
     "data.decoded_frames=1",
     "data.train=[{set: mevis}]",
     "losses.points=64",
+    "data.workers=0",
 ]
 
 
