@@ -43,6 +43,7 @@ class Sam2Config(Settings):
     memory_width: int = Field(64, description="channels of one memory")
     memory_layers: int = Field(4, description="layers of the memory attention")
     memory_feedforward: int = Field(2048, description="hidden width of the memory attention's MLP")
+    decoder_feedforward: int = Field(2048, description="hidden width of the mask decoder's MLPs")
     object_scores: bool = Field(
         True, description="predict whether the object is in the frame (used by the memory only)"
     )

@@ -18,6 +18,8 @@ from salmacli.data.records import Expression, Video
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.errors import DataError
 
+KEPT_TRACKS = 4096  # RLEs of so many objects stay in memory: about 25 MB for clips of a dozen frames
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -84,6 +86,7 @@ class TrainingMix:
             raise DataError(f"the training mix is empty: no video with an expression in {names}", "check data.train")
         self.seed, self.clip_frames = seed, clip_frames
         self.decoded_frames, self.expressions = decoded_frames, expressions
+        self._kept: dict[tuple[int, str, tuple[str, ...]], list[rle.RLE] | None] = {}
 
     def __len__(self) -> int:
         return len(self.visits)
@@ -122,6 +125,11 @@ class TrainingMix:
             n: read_frame(benchmark.frame_path(video, video.frames[n])) for n in {*shown.tolist(), *decoded.tolist()}
         }
         size = pictures[int(decoded[0])].shape[:2]
+        # Several expressions often mean the same object, which is then decoded once.
+        masks = {
+            expression.targets: self._masks(benchmark, video, expression, decoded, size)
+            for expression in {one.targets: one for one in video.expressions}.values()
+        }
         return Clip(
             name=f"{benchmark.name}/{video.name}",
             shown=tuple(pictures[int(n)] for n in shown),
@@ -130,23 +138,35 @@ class TrainingMix:
             questions=tuple(QUESTIONS[n] for n in rng.integers(len(QUESTIONS), size=count)),
             answers=tuple(ANSWERS[n] for n in rng.integers(len(ANSWERS), size=count)),
             targets=tuple(tuple(sorted(expression.targets)) for expression in asked),
-            masks=np.stack([_masks(benchmark, video, expression, decoded, size) for expression in asked]),
-            foreground=np.any(
-                [_masks(benchmark, video, expression, decoded, size) for expression in video.expressions],
-                axis=0,
-            ),
+            masks=np.stack([masks[expression.targets] for expression in asked]),
+            foreground=np.any(list(masks.values()), axis=0),
         )
 
+    def _masks(
+        self,
+        benchmark: Benchmark,
+        video: Video,
+        expression: Expression,
+        frames: np.ndarray,
+        size: tuple[int, int],
+    ) -> np.ndarray:
+        """(D, H, W) bool masks of one expression in chosen frames."""
+        where = f"{benchmark.name}/{video.name}, expression {expression.id}"
+        truth = self._truth(benchmark, video, expression)
+        if truth is None:
+            raise DataError(
+                f"{where}: the {benchmark.split} split has no public masks", "train on a split that has them"
+            )
+        masks = np.stack([rle.decode(truth[int(n)]) for n in frames])
+        if masks.shape[1:] != size:
+            raise DataError(f"{where}: masks are {masks.shape[1:]} but frames are {size}", "fetch the set again")
+        return masks
 
-def _masks(
-    benchmark: Benchmark, video: Video, expression: Expression, frames: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """(D, H, W) bool masks of one expression in chosen frames."""
-    truth = benchmark.truth(video, expression)
-    where = f"{benchmark.name}/{video.name}, expression {expression.id}"
-    if truth is None:
-        raise DataError(f"{where}: the {benchmark.split} split has no public masks", "train on a split that has them")
-    masks = np.stack([rle.decode(truth[int(n)]) for n in frames])
-    if masks.shape[1:] != size:
-        raise DataError(f"{where}: masks are {masks.shape[1:]} but frames are {size}", "fetch the set again")
-    return masks
+    def _truth(self, benchmark: Benchmark, video: Video, expression: Expression) -> list[rle.RLE] | None:
+        """The benchmark's truth, which unites and checks the masks of all frames, kept for the next visits."""
+        key = (id(benchmark), video.name, expression.targets)
+        if key not in self._kept:
+            if len(self._kept) >= KEPT_TRACKS:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = benchmark.truth(video, expression)
+        return self._kept[key]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from salmacli.data.conversation import branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
-from salmacli.models.grounding import FrameFeatures, Grounding
+from salmacli.models.grounding import Decodable, FrameFeatures, Grounding
 from salmacli.models.mllm import Mllm
 from salmacli.models.salma import SalmaModel
 
@@ -119,17 +119,24 @@ def _grounding(model: SalmaModel, frames: int, prompted: int, expression: str) -
     images = torch.empty(1, 3, side, side)
     features, seg = _features(side, channels), torch.empty(1, channels)
     image = torch.empty(1, channels, side // 16, side // 16)
-    costs = [Cost("SAM 2 image encoder", "frame", count(lambda: grounding.encode(images)), frames)]
+    costs = [
+        Cost("SAM 2 image encoder", "frame", count(lambda: grounding.encode(images)), frames),
+        Cost("decoder's fine levels", "frame", count(lambda: grounding.decodable(features)), frames),
+    ]
+    sights = Decodable(
+        image,
+        (torch.empty(1, channels // 8, side // 4, side // 4), torch.empty(1, channels // 4, side // 8, side // 8)),
+    )
     if (cma := model.cma) is not None:
         tokens = int(branch(model.tokenizer, expression, QUESTIONS[0], None).words.sum())
         words = torch.empty(1, tokens, channels)
         valid = torch.ones(1, tokens, dtype=torch.bool)
         prior = torch.empty(1, side // 16, side // 16)
         costs += [
-            Cost("visual pre-pass", "frame", count(lambda: model.prior(features)), prompted),
+            Cost("visual pre-pass", "frame", count(lambda: model.prior(sights)), prompted),
             Cost("CMA", "frame of expression", count(lambda: cma(image, words, valid, seg, prior)), prompted),
         ]
-    decoder = count(lambda: grounding.decode(image, features, seg, best_of_three))
+    decoder = count(lambda: grounding.decode(sights, seg, best_of_three))
     return [*costs, Cost("mask decoder", "frame of expression", decoder, frames)]
 
 

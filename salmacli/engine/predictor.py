@@ -30,7 +30,7 @@ from salmacli.data.templates import QUESTIONS
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.errors import DataError
-from salmacli.models.grounding import FrameFeatures
+from salmacli.models.grounding import Decodable, FrameFeatures
 from salmacli.models.salma import Language, SalmaModel
 
 Mode = Literal["frames", "consistent"]
@@ -140,10 +140,11 @@ class Predictor:
         if not objects:
             return torch.zeros(0, len(features), side, side)
         decoded = list(range(len(features))) if self.mode == "frames" else conditioning
-        prior = self._prior(features) if self.model.cma is not None else None
+        frames = self.model.grounding.decodable(features)
+        prior = self._prior(frames) if self.model.cma is not None else None
         pairs = torch.cartesian_prod(torch.arange(objects), torch.tensor(decoded)).view(-1, 2).to(self.model.device)
         chunks = [
-            self.model.decode(features, prior, language, frame_of=part[:, 1], object_of=part[:, 0]).logits.float()
+            self.model.decode(frames, prior, language, frame_of=part[:, 1], object_of=part[:, 0]).logits.float()
             for part in pairs.split(MASKS_AT_ONCE)
         ]
         logits = torch.cat(chunks).view(objects, len(decoded), side, side)
@@ -152,9 +153,9 @@ class Predictor:
         given = {frame: logits[:, n] for n, frame in enumerate(decoded)}
         return self.model.grounding.propagate(features, given).transpose(0, 1)
 
-    def _prior(self, features: FrameFeatures) -> Tensor:
-        frames = torch.arange(len(features), device=self.model.device)
-        return torch.cat([self.model.prior(features.at(part)) for part in frames.split(FRAMES_AT_ONCE)])
+    def _prior(self, frames: Decodable) -> Tensor:
+        numbers = torch.arange(len(frames), device=self.model.device)
+        return torch.cat([self.model.prior(frames.at(part)) for part in numbers.split(FRAMES_AT_ONCE)])
 
 
 def predict_benchmark(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_utils import MLP
 from torch import Tensor
 
 from salmacli.config.schema import Sam2Config
@@ -38,6 +39,26 @@ class FrameFeatures:
     def at(self, frames: Tensor) -> FrameFeatures:
         """The features of chosen frames, in that order and as often as named: (P,) indices."""
         return replace(self, stride4=self.stride4[frames], stride8=self.stride8[frames], stride16=self.stride16[frames])
+
+
+@dataclass(frozen=True)
+class Decodable:
+    """What the mask decoder reads of F frames without memory; made once per frame, whatever the number of objects.
+
+    Attributes:
+        image: (F, C, S/16, S/16) features to decode.
+        fine: (F, C/8, S/4, S/4) and (F, C/4, S/8, S/8), the finer levels after the decoder's own `conv_s0/s1`.
+    """
+
+    image: Tensor
+    fine: tuple[Tensor, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def at(self, frames: Tensor) -> Decodable:
+        """Chosen frames, in that order and as often as named: (P,) indices."""
+        return Decodable(self.image[frames], (self.fine[0][frames], self.fine[1][frames]))
 
 
 @dataclass(frozen=True)
@@ -76,34 +97,34 @@ class Grounding(SAM2Base):
         for attention in attentions:
             attention.k_proj.weight.copy_(attention.q_proj.weight)
 
-    def conditioning(self, features: FrameFeatures) -> Tensor:
-        """Stride-16 features of frames that have no memory yet: (F, C, S/16, S/16)."""
-        return features.stride16 + self.no_mem_embed.transpose(1, 2).unsqueeze(-1)
+    def decodable(self, features: FrameFeatures) -> Decodable:
+        """Prepare frames that have no memory yet for the mask decoder."""
+        decoder = self.sam_mask_decoder
+        image = features.stride16 + self.no_mem_embed.transpose(1, 2).unsqueeze(-1)
+        return Decodable(image, (decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)))
 
-    def decode(self, image: Tensor, features: FrameFeatures, language: Tensor | None, best_of_three: bool) -> Masks:
+    def decode(self, rows: Decodable, language: Tensor | None, best_of_three: bool) -> Masks:
         """Run the prompt encoder with its padding point, and the mask decoder.
 
         Args:
-            image: (P, C, S/16, S/16) features to decode, row by row with `features`.
-            features: of the same P frames; their two finer levels are used.
+            rows: P frames, one per mask.
             language: (P, C) prompt that follows the padding point, or None (the visual pre-pass).
             best_of_three: take the one of three masks with the best predicted IoU instead of the single-mask token's.
         """
-        count, device = len(image), image.device
+        count, device = len(rows), rows.image.device
         points = torch.zeros(count, 1, 2, device=device)
         labels = -torch.ones(count, 1, dtype=torch.int32, device=device)
         sparse, dense = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
         if language is not None:
             sparse = torch.cat([sparse.to(language.dtype), language.unsqueeze(1)], dim=1)
-        decoder = self.sam_mask_decoder
-        logits, iou, _, _ = decoder(
-            image_embeddings=image,
+        logits, iou, _, _ = self.sam_mask_decoder(
+            image_embeddings=rows.image,
             image_pe=self.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=best_of_three,
             repeat_image=False,
-            high_res_features=[decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)],
+            high_res_features=list(rows.fine),
         )
         best = iou.argmax(dim=1) if best_of_three else torch.zeros(count, dtype=torch.long, device=device)
         row = torch.arange(count, device=device)
@@ -179,9 +200,16 @@ class Grounding(SAM2Base):
         return out
 
 
+_PACKAGE_FEEDFORWARD = 2048
+
+
 def build_grounding(config: Sam2Config) -> Grounding:
     """SAM 2 with fresh weights, from our configuration, in the way of the package's own YAML files."""
     model: Grounding = instantiate(_package_config(config), _recursive_=True)
+    if config.decoder_feedforward != _PACKAGE_FEEDFORWARD:
+        # The package fixes this width in its code, at a size that would be a third of a tiny model.
+        for layer in model.sam_mask_decoder.transformer.layers:
+            layer.mlp = MLP(config.width, config.decoder_feedforward, config.width, num_layers=2)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from salmacli.config.schema import ModelConfig
 from salmacli.data.collate import Batch
 from salmacli.models.cma import CrossModalAttention2D
-from salmacli.models.grounding import FrameFeatures, Grounding, Masks, build_grounding
+from salmacli.models.grounding import Decodable, Grounding, Masks, build_grounding
 from salmacli.models.mllm import Mllm
 from salmacli.models.tokenizer import build_tokenizer
 
@@ -106,47 +106,31 @@ class SalmaModel(nn.Module):
         """Project hidden states of the rows that are used: (O, D), (O, N, D), (O, N)."""
         return Language(self.text_hidden_fcs(seg), self.text_hidden_fcs(words), valid)
 
-    def prior(self, features: FrameFeatures) -> Tensor:
+    def prior(self, frames: Decodable) -> Tensor:
         """Visual pre-pass without language: (F, S/4, S/4) mask logits."""
-        best_of_three = self.config.mask_token == "best-of-three"
-        return self.grounding.decode(self.grounding.conditioning(features), features, None, best_of_three).logits
+        return self.grounding.decode(frames, None, self.config.mask_token == "best-of-three").logits
 
     def decode(
-        self,
-        features: FrameFeatures,
-        prior: Tensor | None,
-        language: Language,
-        frame_of: Tensor,
-        object_of: Tensor,
+        self, frames: Decodable, prior: Tensor | None, language: Language, frame_of: Tensor, object_of: Tensor
     ) -> Masks:
         """Masks of chosen (frame, object) pairs. Training and prediction both come through here.
 
         Args:
-            features: of F frames.
+            frames: F of them.
             prior: (F, S/4, S/4) of the same frames, needed when there is a CMA.
             language: of O objects.
             frame_of, object_of: (P,) indices.
         """
-        chosen = features.at(frame_of)
-        image = self.grounding.conditioning(chosen)
-        seg = language.seg[object_of]
+        rows, seg = frames.at(frame_of), language.seg[object_of]
         if self.cma is not None and prior is not None:
             # The prior guides and is not taught by what it guides: a gradient would let language into it.
+            size = rows.image.shape[-2:]
             small = F.interpolate(
-                prior.detach().float().unsqueeze(1),
-                image.shape[-2:],
-                mode="bilinear",
-                align_corners=False,
-                antialias=True,
+                prior.detach().float().unsqueeze(1), size, mode="bilinear", align_corners=False, antialias=True
             )
-            image = self.cma(
-                image,
-                language.words[object_of],
-                language.valid[object_of],
-                seg,
-                small[frame_of, 0].to(image.dtype),
-            )
-        return self.grounding.decode(image, chosen, seg, self.config.mask_token == "best-of-three")
+            words, valid = language.words[object_of], language.valid[object_of]
+            rows = replace(rows, image=self.cma(rows.image, words, valid, seg, small[frame_of, 0].to(seg.dtype)))
+        return self.grounding.decode(rows, seg, self.config.mask_token == "best-of-three")
 
     def forward(self, batch: Batch) -> Outputs:
         """One training step's computation."""
@@ -158,8 +142,9 @@ class SalmaModel(nn.Module):
             hidden[batch.seg_rows, batch.seg_columns], hidden[rows, batch.words.clamp(min=0)], valid
         )
         features = self.grounding.encode(batch.sam_pixels)
-        prior = self.prior(features) if self.cma is not None else None
-        masks = self.decode(features, prior, language, batch.frame_of, batch.object_of)
+        sights = self.grounding.decodable(features)
+        prior = self.prior(sights) if self.cma is not None else None
+        masks = self.decode(sights, prior, language, batch.frame_of, batch.object_of)
         # The token at a position is predicted from the one before it; only answers have labels.
         asked = batch.labels[:, 1:] >= 0
         vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])

@@ -41,6 +41,7 @@ def test_every_part_is_there_and_costs_something(costs: dict[str, Cost]) -> None
     ]
     expected += [
         "SAM 2 image encoder",
+        "decoder's fine levels",
         "visual pre-pass",
         "CMA",
         "mask decoder",
@@ -94,4 +95,5 @@ def test_counting_on_shapes_equals_counting_real_work(costs: dict[str, Cost], ti
     real = count(lambda: model.grounding.encode(torch.zeros(1, 3, side, side)))
     assert real == costs["SAM 2 image encoder"].flops
     features = model.grounding.encode(torch.zeros(1, 3, side, side))
-    assert count(lambda: model.prior(features)) == costs["visual pre-pass"].flops
+    sights = model.grounding.decodable(features)
+    assert count(lambda: model.prior(sights)) == costs["visual pre-pass"].flops

@@ -131,7 +131,7 @@ def test_prior_is_detached_from_the_attention(model):
     prior = torch.randn(1, 32, 32, requires_grad=True)
     language = model.language(torch.randn(1, 128), torch.randn(1, 3, 128), torch.ones(1, 3, dtype=torch.bool))
     index = torch.zeros(1, dtype=torch.long)
-    model.decode(features, prior, language, index, index).logits.sum().backward()
+    model.decode(model.grounding.decodable(features), prior, language, index, index).logits.sum().backward()
     assert prior.grad is None
 
 
@@ -150,9 +150,9 @@ def test_consistent_mode_goes_through_the_memory_in_both_directions(model):
 def test_best_of_three_takes_the_mask_with_the_best_predicted_iou(model):
     features = model.grounding.encode(torch.randn(2, 3, 128, 128))
     with torch.no_grad():
-        image = model.grounding.conditioning(features)
-        best = model.grounding.decode(image, features, None, best_of_three=True)
-        single = model.grounding.decode(image, features, None, best_of_three=False)
+        rows = model.grounding.decodable(features)
+        best = model.grounding.decode(rows, None, best_of_three=True)
+        single = model.grounding.decode(rows, None, best_of_three=False)
     assert best.logits.shape == single.logits.shape == (2, 32, 32)
     assert not torch.allclose(best.logits, single.logits)
 
