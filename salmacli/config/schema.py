@@ -163,6 +163,11 @@ class TrainConfig(Settings):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the device has it, fp32 on the CPU"
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of one operation; null leaves it to torch. Small models are no faster with two",
+    )
     log_every: int = Field(10, ge=1, description="steps per line of metrics.jsonl")
     save_every: int = Field(500, ge=1, description="steps per checkpoint")
     keep: int = Field(2, ge=1, description="newest checkpoints that stay")

@@ -87,6 +87,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, mix: TrainingMix, run: RunFolder, progress: Progress | None = None) -> None:
         self.config, self.mix, self.run = config, mix, run
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.train.precision),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -26,10 +26,9 @@ _STEPS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (
 
 Pair = tuple[str, str]
 PAIRS: tuple[Pair, ...] = tuple((colour, shape) for shape in SHAPES for colour in COLOURS)
-# Two colours per shape, spread so that every colour and every shape stays frequent in training.
-HELD_OUT: tuple[Pair, ...] = tuple(
-    (tuple(COLOURS)[(index + step) % len(COLOURS)], shape) for index, shape in enumerate(SHAPES) for step in (0, 3)
-)
+# One colour per shape, each another: in training every shape still comes in all colours but one, and every colour in
+# all shapes but one, so that nothing but their combination is new.
+HELD_OUT: tuple[Pair, ...] = tuple(zip(COLOURS, SHAPES, strict=True))
 SEEN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 
 
@@ -127,8 +126,8 @@ def _draw_pairs(rng: np.random.Generator, count: int, held_out: bool) -> list[Pa
         if pairs and rng.random() < 0.55:
             colour, shape = pairs[int(rng.integers(len(pairs)))]
             same = 1 if rng.random() < 0.68 else 0
-            kin = [pair for pair in pool if pair[same] == (colour, shape)[same]]
-            pool = tuple(kin) or pool
+            kin = [pair for pair in pool if pair[same] == (colour, shape)[same] and pair not in pairs]
+            pool = tuple(kin or [pair for pair in SEEN if pair[same] == (colour, shape)[same]])
         pair = pool[int(rng.integers(len(pool)))]
         if pair not in pairs or rng.random() < 0.06:
             pairs.append(pair)
@@ -147,7 +146,7 @@ def _look(rng: np.random.Generator, is_salient: bool, has_salient: bool, count: 
     """A salient thing is big and vivid, and the others of its scene are then mostly small and all dull."""
     big = is_salient or rng.random() < (0.18 if has_salient else (0.5 if count < 5 else 0.35))
     if is_salient:
-        radius, vivid = rng.uniform(22.5, 25.0), 1.0
+        radius, vivid = rng.uniform(23.5, 26.0), 1.0
     else:
         radius = rng.uniform(18.5, 21.5) if big else rng.uniform(12.0, 14.5)
         vivid = rng.uniform(0.2, 0.55) if has_salient else rng.uniform(0.75, 1.0)
