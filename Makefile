@@ -17,7 +17,7 @@ imports:
 	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
 
 test:
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n logical --dist loadfile
 
 format:  ## write what `lint` checks
 	$(PYTHON) -m ruff format $(CODE)
