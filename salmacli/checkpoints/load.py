@@ -185,7 +185,9 @@ def _read_folder(folder: Path) -> Contents:
         raise broken(folder / WEIGHTS, error) from error
     others = (CONFIG, WEIGHTS, TRAINER)
     tokenizer = {
-        file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.is_file() and file.name not in others
+        file.name: file.read_bytes()
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name not in others and not file.name.startswith(".")
     }
     return _contents(header, tokenizer, tensors, folder / CONFIG)
 

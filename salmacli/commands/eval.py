@@ -36,12 +36,6 @@ class Missing(str, Enum):
     drop = "drop"
 
 
-class Scoring(str, Enum):
-    """How label folders are scored."""
-
-    semi_supervised = "semi-supervised"
-
-
 def evaluate(
     benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
     run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
@@ -62,9 +56,6 @@ def evaluate(
             help="davis: folder of true label PNGs <sequence>/<frame>.png, for --predictions of the same form."
         ),
     ] = None,
-    scoring: Annotated[
-        Scoring, typer.Option(help="davis with --truth: how label PNGs are scored.")
-    ] = Scoring.semi_supervised,
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")
     ] = False,
@@ -76,8 +67,12 @@ def evaluate(
 
     progress = TerminalProgress()
     if truth is not None:
-        if benchmark is not Set.davis or predictions is None:
-            raise UsageError("--truth needs davis and --predictions", "salma eval davis --truth DIR --predictions DIR")
+        others = (run, checkpoint, data, split, mode, save_logits or None)
+        if benchmark is not Set.davis or predictions is None or any(option is not None for option in others):
+            raise UsageError(
+                "--truth needs davis and --predictions, and takes none of the options about models and data",
+                "salma eval davis --truth DIR --predictions DIR",
+            )
         _label_folders(truth, predictions, progress, as_json)
         return
     if predictions is not None and (run or checkpoint):

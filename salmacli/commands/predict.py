@@ -71,6 +71,7 @@ def _check_free(places: list[Path], force: bool) -> None:
 def _write(place: Path, names: tuple[str, ...], frames: list[np.ndarray], track: Track, fps: float) -> dict[str, Any]:
     """Masks as PNGs, an overlay picture and an overlay video of one expression; what the report says about it."""
     import io
+    import shutil
 
     from PIL import Image
 
@@ -78,6 +79,8 @@ def _write(place: Path, names: tuple[str, ...], frames: list[np.ndarray], track:
     from salmacli.report.overlays import overlay, overlay_sheet, write_video
 
     masks = track.masks()
+    if place.exists():  # masks of an earlier, longer video must not lie among the new ones
+        shutil.rmtree(place)
     for name, mask in zip(names, masks, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(mask).convert("L").save(buffer, "PNG")

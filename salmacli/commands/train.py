@@ -56,9 +56,12 @@ def train(
     run, config = _resumed(name, preset, assignments) if resume else (None, _fresh(preset, assignments))
     progress = TerminalProgress()
     mix = open_mix(config.data, config.model, config.seed, progress)
+    data = describe(mix.benchmarks())
     if run is None:
-        run = _new_run(config, name or _name(preset, config), describe(mix.benchmarks()))
+        run = _new_run(config, name or _name(preset, config), data)
         progress.say(f"run: {run.path}")
+    else:
+        _check_data(run, data)
     if num_gpus != 1 and not is_worker():
         relaunch(num_gpus, ["train", "--resume", "--name", run.name, *(["--json"] if as_json else [])])
         return 0
@@ -91,6 +94,18 @@ def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[Run
         )
     run = RunFolder(RUNS / name) if name else RunFolder.newest()
     return run, validate(run.record().get("config", {}))
+
+
+def _check_data(run: RunFolder, data: list[dict[str, Any]]) -> None:
+    """A run goes on with the data it began with."""
+    from salmacli.errors import DataError
+
+    for then, now in zip(run.record().get("data", []), data, strict=True):
+        if then["sha256"] != now["sha256"]:
+            raise DataError(
+                f"{now['root']} is not what {run.path} was trained on: its videos or expressions changed",
+                "put the old data back, or start a new run",
+            )
 
 
 def _new_run(config: RunConfig, name: str, data: list[dict[str, Any]]) -> RunFolder:

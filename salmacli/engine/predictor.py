@@ -29,7 +29,8 @@ from salmacli.data.records import Video
 from salmacli.data.templates import QUESTIONS
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
-from salmacli.errors import DataError
+from salmacli.engine.sources import describe
+from salmacli.errors import DataError, UsageError
 from salmacli.models.grounding import Decodable, FrameFeatures
 from salmacli.models.salma import Language, SalmaModel
 
@@ -65,7 +66,7 @@ class Track:
 
 
 class Predictor:
-    """Segments videos with one model in one mode (`docs`: model.md, video at inference).
+    """Segments videos with one model in one mode.
 
     Args:
         model: in any state; it is put into evaluation mode.
@@ -184,6 +185,7 @@ def predict_benchmark(
         "split": benchmark.split,
         "mode": predictor.mode,
         "synthetic": benchmark.synthetic,
+        "data": describe([benchmark])[0]["sha256"],
         "checkpoint": checkpoint,
     }
     _claim(folder, record, progress)
@@ -203,7 +205,13 @@ def predict_benchmark(
 
 
 def load_model(run: RunFolder | None, checkpoint: Path | None) -> tuple[SalmaModel, CheckpointInfo]:
-    """The named checkpoint, or the newest of a run, on the best device there is."""
+    """The named checkpoint, or the newest of a run, on the best device there is.
+
+    Raises:
+        UsageError: both are named.
+    """
+    if run is not None and checkpoint is not None:
+        raise UsageError("--run and --checkpoint both say which model", "give one of them")
     if checkpoint is None:
         if run is None:
             raise ValueError("a run or a checkpoint")
@@ -223,11 +231,10 @@ def ensure_predictions(
     """Predict whatever a run's evaluation folder lacks.
 
     Args:
-        run: gives the checkpoint, unless one is named, and the folder. A checkpoint outside a run has its evaluations
-            in its own folder.
+        run: gives the checkpoint and the folder.
         benchmark: what to predict.
         mode: None takes the model's own.
-        checkpoint: instead of the run's newest.
+        checkpoint: instead of a run; its evaluations lie in its own folder.
         save_logits: see `predict_benchmark`.
         progress: who is told.
 
@@ -259,13 +266,18 @@ def _claim(folder: Path, record: dict[str, Any], progress: Progress) -> None:
     """Make sure that what is in the folder was predicted as `record` says, or set it aside."""
     path = folder / "prediction.json"
     if path.exists():
-        found = {key: value for key, value in read_json(path).items() if key != "complete"}
-        if found == record:
+        if _identity(read_json(path)) == _identity(record):
             return
         aside = _free_name(folder)
         folder.rename(aside)
-        progress.say(f"{folder} held predictions of another checkpoint or split; they are now in {aside}")
+        progress.say(f"{folder} held predictions of another checkpoint, split or data; they are now in {aside}")
     write_json(path, {**record, "complete": False})
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """What makes predictions the same: not where the checkpoint lies, but what it holds."""
+    checkpoint = {key: value for key, value in record.get("checkpoint", {}).items() if key != "path"}
+    return {**{key: value for key, value in record.items() if key != "complete"}, "checkpoint": checkpoint}
 
 
 def _free_name(folder: Path) -> Path:

@@ -96,6 +96,7 @@ class Trainer:
         self.progress: Progress = progress if progress is not None and self.accelerator.is_main_process else Silent()
         self.log = _Log()
         self.bad = 0
+        self.passes = 0  # forward passes drawn by this process, those without a readable sample included
         self.stop = False
 
     def fit(self, resume: Path | None = None) -> TrainingResult:
@@ -142,9 +143,9 @@ class Trainer:
         first = self._restore(resume, optimizer, schedule) if resume is not None else 0
         wrapped, optimizer = self.accelerator.prepare(model, optimizer)
         self.run.forget_after(first)
-        batches = iter(self._loader(model, first))
         if first == 0:
             self._check_gradients(model)
+        batches = iter(self._loader(model, self.passes))
         LOG.info("from step %d to %d on %s", first, train.steps, self.accelerator.device)
         self.progress.start("training", train.steps, first)
         step, saved = first, first if resume is not None else -1
@@ -202,6 +203,7 @@ class Trainer:
         """The next batch that has a readable sample; unreadable ones are named, counted, and limited."""
         while True:
             batch, bad = next(batches)
+            self.passes += 1
             for clip in bad:
                 self._count_bad(clip)
             if batch is not None:
@@ -211,8 +213,9 @@ class Trainer:
         self.bad += 1
         LOG.warning("dropped %s: %s", clip.name, clip.reason)
         self.progress.say(f"dropped {clip.name}: {clip.reason}")
-        # Fewer than this many cannot be told from an unlucky start.
-        allowed = max(self.config.data.max_bad_fraction * len(self.mix), 1)
+        # Less than an epoch cannot be told from an unlucky start.
+        visits = max(self.passes * self.config.train.batch_size, len(self.mix))
+        allowed = max(self.config.data.max_bad_fraction * visits, 1)
         if self.bad > allowed:
             raise DataError(
                 f"{self.bad} samples could not be read, the last is {clip.name}: {clip.reason}",
@@ -229,7 +232,7 @@ class Trainer:
 
     def _check_gradients(self, model: SalmaModel) -> None:
         """Every part meant to train must get a gradient from the first batch, or hours would be lost."""
-        batch = self._next(iter(self._loader(model, 0)))
+        batch = next(batch for batch, _ in self._loader(model, 0) if batch is not None).to(self.accelerator.device)
         if model.cma is not None:
             model.cma.warm_up(0, self.config.train.steps)
         with self.accelerator.autocast():
@@ -253,8 +256,8 @@ class Trainer:
             part.requires_grad_(True)
         return model.to(self.accelerator.device).train()
 
-    def _loader(self, model: SalmaModel, first_step: int) -> DataLoader[Any]:
-        """Batches of this process from optimiser step `first_step` on, for ever."""
+    def _loader(self, model: SalmaModel, first_pass: int) -> DataLoader[Any]:
+        """Batches of this process from forward pass `first_pass` on, for ever."""
         collator = Collator(
             model.tokenizer,
             model.mllm.frame_size,
@@ -266,7 +269,7 @@ class Trainer:
             self.config.train.batch_size,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
-            first_pass=first_step * self.config.train.accumulate,
+            first_pass=first_pass,
         )
         workers = self.config.data.workers
         return DataLoader(
@@ -285,8 +288,10 @@ class Trainer:
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"]["cpu"])
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        self.bad = int(state["bad"])
+        # A run may go on with fewer devices than it was saved with.
+        torch.cuda.set_rng_state_all(state["random"]["cuda"][: torch.cuda.device_count()])
+        self.bad, self.passes = int(state["bad"]), int(state["passes"])
+        self.log = _Log(Counter(state["log"]["sums"]), int(state["log"]["passes"]))
         return int(state["step"])
 
     def _checkpoint(self, step: int) -> Path:
@@ -302,6 +307,8 @@ class Trainer:
             "schedule": schedule.state_dict(),
             "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "bad": self.bad,
+            "passes": self.passes,
+            "log": {"sums": dict(self.log.sums), "passes": self.log.passes},
         }
         save_checkpoint(
             self._checkpoint(step),
@@ -323,6 +330,8 @@ class Trainer:
             "lr": rate,
             "grad_norm": figures["grad_norm"],
             "bad": self.bad,
+            "passes": self.passes,
+            "log": {"sums": dict(self.log.sums), "passes": self.log.passes},
         }
         if self.accelerator.is_main_process:
             with self.run.metrics_path.open("a", encoding="utf-8") as file:

@@ -103,6 +103,18 @@ def test_resume_of_a_finished_run_says_so_and_changes_nothing(place, capsys):
     assert json.loads(capsys.readouterr().out)["step"] == 2
 
 
+def test_a_run_goes_on_only_with_its_own_data(place, capsys):
+    record = place / "runs" / "first" / "run.json"
+    whole = record.read_text()
+    changed = json.loads(whole)
+    changed["data"][0]["sha256"] = "0"
+    record.write_text(json.dumps(changed))
+    try:
+        assert "changed" in fails(capsys, ["train", "--resume", "--name", "first"], 4)
+    finally:
+        record.write_text(whole)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

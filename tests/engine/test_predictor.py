@@ -150,3 +150,13 @@ def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):
 def test_a_video_of_one_frame(speaking, frames):
     for mode in ("frames", "consistent"):
         assert Predictor(speaking, mode).video(frames[:1], ["the red circle"])[0].masks().shape == (1, 30, 44)
+
+
+def test_predictions_know_their_data_and_not_where_the_checkpoint_lies(speaking, benchmark, small_synthetic, tmp_path):
+    folder, predictor = tmp_path / "predictions", Predictor(speaking, "frames")
+    predict_benchmark(predictor, benchmark, folder, checkpoint=CHECKPOINT)
+    predict_benchmark(predictor, benchmark, folder, checkpoint={**CHECKPOINT, "path": "moved"})
+    assert not (tmp_path / "predictions.old-1").exists()
+    benchmark.videos = benchmark.videos[:1]
+    predict_benchmark(predictor, benchmark, folder, checkpoint=CHECKPOINT)
+    assert (tmp_path / "predictions.old-1").exists()

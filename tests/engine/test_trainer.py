@@ -101,7 +101,8 @@ def test_resume_ends_where_an_uninterrupted_run_ends(tmp_path):
 
 def test_a_part_without_gradient_is_named_before_the_first_step(tmp_path, monkeypatch):
     trainer = start(
-        tmp_path, config("train.steps=2", "losses.bce=0", "losses.dice=0", "losses.iou=0", "losses.prior=0")
+        tmp_path,
+        config("train.steps=2", "losses.bce=0", "losses.dice=0", "losses.iou=0", "losses.prior=0", "losses.tmc=0"),
     )
     with pytest.raises(
         SalmaError, match="text projector, SAM 2 image encoder, SAM 2 mask decoder, cross-modal attention"
@@ -138,3 +139,17 @@ def test_bad_samples_are_dropped_and_counted_up_to_a_limit(tmp_path, bad, fracti
     else:
         trainer.fit()
         assert trainer.bad <= 1
+
+
+def test_a_permitted_rate_of_bad_samples_may_go_on_for_epochs(tmp_path):
+    """The limit is a share of the visits, not of one epoch; and a resumed run reads on where it stopped."""
+    settings = config("train.steps=9", "train.batch_size=2", "data.max_bad_fraction=0.5", "train.save_every=4")
+    whole = start(tmp_path, settings, "whole")
+    whole.mix = _Faulty(whole.mix, {0, 1})
+    outcome = whole.fit()
+    assert whole.bad > 2, "the bad videos came up in several epochs"
+    cut = start(tmp_path, settings, "cut")
+    checkpoint = next(path for path in whole.run.checkpoints() if path.name != "step-9")
+    again = Trainer(settings, whole.mix, cut.run).fit(checkpoint)
+    one, other = weights(outcome.checkpoint), weights(again.checkpoint)
+    assert all(torch.equal(one[name], other[name]) for name in one)
