@@ -98,7 +98,9 @@ class ModelConfig(Settings):
 class DatasetConfig(Settings):
     """One member of the training mix."""
 
-    set: Literal["mevis", "revos", "davis", "refytvos", "refcoco", "own"] = Field(description="the layout on disk")
+    set: Literal["mevis", "revos", "davis", "refytvos", "refcoco", "refcoco+", "refcocog", "grefcoco", "own"] = Field(
+        description="the layout on disk"
+    )
     root: Path | None = Field(None, description="its folder; null means the synthetic benchmark in that layout")
     split: str = Field("train", description="which split")
     repeats: int = Field(1, ge=1, description="visits of each sample per epoch")

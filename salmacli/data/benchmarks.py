@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
+from typing import Any, TypeVar
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from salmacli.data import rle
 from salmacli.data.records import Expression, Video
 from salmacli.errors import DataError
+from salmacli.metrics.bits import Bits
 
 MARKER = "synthetic.json"
 DEFAULT_SPLITS = {
@@ -20,19 +24,26 @@ DEFAULT_SPLITS = {
     "refcoco": "val",
     "refcoco+": "val",
     "refcocog": "val",
+    "grefcoco": "val",
     "own": "train",
 }
+
+Track = Sequence[Mapping[str, Any] | None]  # an object's RLE per frame, None where it is not seen
+Mask = TypeVar("Mask")
 
 
 class Benchmark:
     """Videos, expressions and, where the set has them in public, masks.
 
+    A reader says where frames lie and which objects an expression means; what follows from that is here.
+
     Attributes:
-        name: "mevis", "revos", "davis", "refytvos", "refcoco", "refcoco+", "refcocog" or "own".
+        name: A key of ``DEFAULT_SPLITS``.
         split: Of the set's own names.
         root: The set's folder.
         synthetic: Whether the folder carries the marker of the synthetic benchmark.
         videos: Images are videos of one frame.
+        masks_path: File or folder of the masks; None without public truth.
     """
 
     name: str
@@ -40,17 +51,37 @@ class Benchmark:
     root: Path
     synthetic: bool
     videos: tuple[Video, ...]
+    masks_path: Path | None
 
-    def __init__(self, name: str, root: Path, split: str, videos: Sequence[Video]) -> None:
+    def __init__(
+        self, name: str, root: Path, split: str, videos: Sequence[Video], masks_path: Path | None = None
+    ) -> None:
         self.name = name
         self.root = root
         self.split = split
         self.synthetic = (root / MARKER).is_file()
         self.videos = tuple(videos)
+        self.masks_path = masks_path
         self._sizes: dict[str, tuple[int, int]] = {}
+
+    @property
+    def public(self) -> bool:
+        """Whether the truth is public, so that predictions can be scored here."""
+        return self.masks_path is not None
 
     def frame_path(self, video: Video, frame: str) -> Path:
         """The picture of a frame."""
+        raise NotImplementedError
+
+    def objects(self, video: Video, expression: Expression) -> list[Track] | None:
+        """What the expression means, object by object as the set annotates them, not yet checked.
+
+        Returns:
+            One track per target, none where nothing is meant; None where the set has no public truth.
+
+        Raises:
+            DataError: A mask is missing or broken.
+        """
         raise NotImplementedError
 
     def truth(self, video: Video, expression: Expression) -> list[rle.RLE] | None:
@@ -62,7 +93,20 @@ class Benchmark:
         Raises:
             DataError: A mask is missing, broken or of another size than its frame.
         """
-        raise NotImplementedError
+        tracks = self.objects(video, expression)
+        return None if tracks is None else self.unite(video, tracks, str(self.masks_path))
+
+    def truth_bits(self, video: Video, expression: Expression) -> list[Bits] | None:
+        """The same as ``truth``, ready to be counted, without a picture being made.
+
+        Returns:
+            One mask per frame of the video; None where the set has no public truth.
+
+        Raises:
+            DataError: As ``truth``.
+        """
+        tracks = self.objects(video, expression)
+        return None if tracks is None else self._united(video, tracks, str(self.masks_path), _union_of_bits)
 
     def size(self, video: Video) -> tuple[int, int]:
         """(height, width) of a video, from the header of its first frame.
@@ -77,19 +121,30 @@ class Benchmark:
                     self._sizes[video.name] = (picture.height, picture.width)
             except FileNotFoundError:
                 raise DataError(f"frame {path} does not exist", "check the folder, or copy the frames again") from None
-            except (OSError, UnidentifiedImageError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise DataError(f"frame {path} cannot be read ({reason})", "copy it again") from None
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise DataError(f"frame {path} cannot be read ({error})", "copy it again") from None
         return self._sizes[video.name]
 
-    def unite(self, video: Video, tracks: Sequence[Sequence[Mapping[str, object] | None]], where: str) -> list[rle.RLE]:
+    def unite(self, video: Video, tracks: Sequence[Track], where: str) -> list[rle.RLE]:
         """Unites the masks of several objects frame by frame.
 
         Args:
             video: Gives the number of frames and their size.
             tracks: Per object one RLE or None per frame.
-            where: File and key, for messages.
+            where: The file, for messages.
+
+        Raises:
+            DataError: A track is too long or too short, or an RLE broken or of another size.
         """
+        return self._united(video, tracks, where, rle.union)
+
+    def _united(
+        self,
+        video: Video,
+        tracks: Sequence[Track],
+        where: str,
+        union: Callable[[list[Mapping[str, Any]], tuple[int, int]], Mask],
+    ) -> list[Mask]:
         size = self.size(video)
         for track in tracks:
             if len(track) != len(video.frames):
@@ -101,12 +156,19 @@ class Benchmark:
         for index, frame in enumerate(video.frames):
             present = [mask for mask in (track[index] for track in tracks) if mask is not None]
             try:
-                united.append(rle.union(present, size))
+                for mask in present:
+                    if rle.size_of(mask) != size:
+                        raise DataError(f"RLE is of size {rle.size_of(mask)} where the frame is {size}")
+                united.append(union(present, size))
             except DataError as error:
                 raise DataError(
                     f"{where}, video {video.name}, frame {frame}: {error}", "fetch the file again"
                 ) from None
         return united
+
+
+def _union_of_bits(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Bits:
+    return reduce(or_, map(rle.bits, rles)) if rles else Bits.empty(*size)
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None) -> Benchmark:

@@ -15,7 +15,8 @@ class Expression:
         id: The expression's key in its file, unique within the video.
         text: The sentence as written by the annotator.
         targets: Keys of the masks whose union is the target; empty means that nothing is meant.
-        kind: "referring", and in ReVOS also "reasoning" and "no-target".
+        kind: "referring"; "no-target" where ReVOS, MeViS or gRefCOCO say that nothing is meant; in ReVOS also
+            "reasoning".
         tags: Further facts, such as ``{"category": "motion", "distractor": True}``.
     """
 

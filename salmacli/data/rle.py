@@ -10,9 +10,18 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from salmacli.errors import DataError
+from salmacli.metrics import kernels
+from salmacli.metrics.bits import Bits
 
 RLE = dict[str, Any]
 Mask = NDArray[np.bool_]
+
+_FAULTS = {
+    kernels.BAD_CHARACTER: "are empty or hold characters outside the format",
+    kernels.CUT_OFF: "end in the middle of a run",
+    kernels.TOO_LONG: "hold a run longer than any picture",
+    kernels.NEGATIVE: "give a negative run length",
+}
 
 
 def encode(mask: NDArray[Any]) -> RLE:
@@ -34,14 +43,21 @@ def decode(rle: Mapping[str, Any]) -> Mask:
     Raises:
         DataError: size or counts are missing, or the runs do not fill the size exactly.
     """
+    return bits(rle).to_mask()
+
+
+def bits(rle: Mapping[str, Any]) -> Bits:
+    """The mask of an RLE as a stream of bits, without making a picture of it.
+
+    Raises:
+        DataError: as :func:`decode`.
+    """
     height, width = size_of(rle)
     runs = _runs(rle)
     # pycocotools trusts the runs and writes past its array when they are too long, so it never sees them.
     if runs.sum() != height * width:
         raise DataError(f"RLE covers {runs.sum()} pixels but its size {height}x{width} has {height * width}")
-    values = np.zeros(runs.size, dtype=np.bool_)
-    values[1::2] = True
-    return np.repeat(values, runs).reshape(width, height).T.copy()
+    return Bits.of_runs(runs, height, width)
 
 
 def union(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
@@ -55,14 +71,14 @@ def union(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
         DataError: an RLE is broken or of another size.
     """
     if len(rles) == 1 and isinstance(rles[0].get("counts"), str) and size_of(rles[0]) == size:
-        decode(rles[0])
+        bits(rles[0])
         return {"size": list(size), "counts": rles[0]["counts"]}
-    together: Mask = np.zeros(size, dtype=np.bool_)
+    together = Bits.empty(*size, by_columns=True)
     for rle in rles:
         if size_of(rle) != size:
             raise DataError(f"RLE is of size {size_of(rle)} where the frame is {size}")
-        together |= decode(rle)
-    return encode(together)
+        together |= bits(rle)
+    return encode(together.to_mask())
 
 
 def empty(height: int, width: int) -> RLE:
@@ -87,38 +103,13 @@ def _runs(rle: Mapping[str, Any]) -> NDArray[np.int64]:
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
     if isinstance(counts, str):
-        return _runs_of_string(counts)
+        # What is not ASCII becomes bytes that the format does not have.
+        text = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        runs: NDArray[np.int64]
+        fault, runs = kernels.runs_of_text(text)
+        if fault != kernels.FINE:
+            raise DataError(f"RLE counts {_FAULTS[fault]}: {counts[:40]!r}")
+        return runs
     if not isinstance(counts, list) or not all(isinstance(run, int) and 0 <= run < 1 << 40 for run in counts):
         raise DataError(f"RLE counts must be a string or a list of run lengths, not {str(counts)[:40]!r}")
     return np.array(counts, dtype=np.int64)
-
-
-def _runs_of_string(counts: str) -> NDArray[np.int64]:
-    """Run lengths from COCO's string form.
-
-    A character holds 5 bits from 48 up, the sixth bit says that more follow; from the fourth run on, the
-    difference to the run two before is stored.
-
-    Source: the format of cocoapi's ``maskApi.c`` (``rleFrString``).
-    """
-    try:
-        bits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        bits = np.array([-1])
-    if bits.size == 0 or bits.min() < 0 or bits.max() > 63:
-        raise DataError(f"RLE counts are empty or hold characters outside the format: {counts[:40]!r}")
-    last = np.flatnonzero(bits < 32)
-    if last.size == 0 or last[-1] != bits.size - 1:
-        raise DataError(f"RLE counts end in the middle of a run: ...{counts[-20:]!r}")
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    if lengths.max() > 7:
-        raise DataError(f"RLE counts hold a run longer than any picture: {counts[:40]!r}")
-    position = np.arange(bits.size) - np.repeat(first, lengths)
-    runs = np.add.reduceat((bits & 31) << (5 * position), first)
-    runs -= np.where(bits[last] & 16, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    if runs.min() < 0:
-        raise DataError(f"RLE counts give a negative run length: {counts[:40]!r}")
-    return runs

@@ -1,23 +1,52 @@
-"""Six integers per object and frame from which J and F follow; all counting is here and exact.
-
-Whoever makes counting faster replaces the inside of :func:`count` and nothing else.
-"""
+"""Six integers per object and frame from which J and F follow; all counting is here and exact."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isqrt
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from salmacli.metrics import kernels
+from salmacli.metrics.bits import Bits, Mask
+
 Counts = NDArray[np.int64]
 
 # Positions on the last axis of every counts array.
 INTERSECTION, UNION, TRUTH_BOUNDARY, PREDICTION_BOUNDARY, TRUTH_MATCHED, PREDICTION_MATCHED = range(6)
+NAMES = ("intersection", "union", "truth_boundary", "prediction_boundary", "truth_matched", "prediction_matched")
 
 TOLERANCE = 0.008  # of the picture's diagonal
+
+
+@dataclass(slots=True, eq=False)
+class Traced:
+    """A mask made ready to be counted against others: where it is, its boundary, and what is near its boundary.
+
+    Attributes:
+        height: Rows of the picture.
+        width: Columns of the picture.
+        by_columns: As of :class:`Bits`.
+        radius: The boundary tolerance in pixels that it was traced with.
+        area: Pixels of the mask.
+        boundary: Pixels of the boundary: those that differ from their right, lower or lower right neighbour. The
+            last row looks only right, the last column only down, the corner nowhere.
+        planes: As the kernels give it.
+    """
+
+    height: int
+    width: int
+    by_columns: bool
+    radius: int
+    area: int
+    boundary: int
+    planes: kernels.Planes
+
+
+AnyMask: TypeAlias = "Mask | Bits | Traced"
 
 
 def boundary_radius(height: int, width: int) -> int:
@@ -25,68 +54,57 @@ def boundary_radius(height: int, width: int) -> int:
 
     Source: DAVIS (Perazzi et al., CVPR 2016), ``bound_th = 0.008``.
     """
-    return int(np.ceil(TOLERANCE * np.linalg.norm((height, width))))
+    return ceil(TOLERANCE * sqrt(height * height + width * width))
 
 
-def boundary(mask: Mask) -> Mask:
-    """Pixels that differ from their right, lower or lower right neighbour.
-
-    The last row looks only right, the last column only down, the corner nowhere.
+def trace(mask: Mask | Bits, radius: int | None = None) -> Traced:
+    """Make a mask ready to be counted.
 
     Args:
-        mask: (H, W) booleans.
+        mask: (H, W) booleans, or bits.
+        radius: Boundary tolerance in pixels (Euclidean, inclusive); by default :func:`boundary_radius`.
 
-    Returns:
-        (H, W) booleans.
+    Raises:
+        ValueError: The array is no mask, or the radius is negative.
     """
-    edge = np.zeros_like(mask)
-    here = mask[:-1, :-1]
-    edge[:-1, :-1] = (here ^ mask[:-1, 1:]) | (here ^ mask[1:, :-1]) | (here ^ mask[1:, 1:])
-    edge[-1, :-1] = mask[-1, :-1] ^ mask[-1, 1:]
-    edge[:-1, -1] = mask[:-1, -1] ^ mask[1:, -1]
-    return edge
+    bits = mask if isinstance(mask, Bits) else Bits.of_mask(mask)
+    radius = boundary_radius(bits.height, bits.width) if radius is None else radius
+    if radius < 0:
+        raise ValueError(f"the boundary radius must not be negative, it is {radius}")
+    # Boundary and distance are the same rules along rows and columns, so a stream by columns is counted as it is.
+    rows, columns = (bits.width, bits.height) if bits.by_columns else (bits.height, bits.width)
+    planes = kernels.trace(bits.words, rows, columns, radius)
+    return Traced(bits.height, bits.width, bits.by_columns, radius, planes[3], planes[4], planes)
 
 
-def count(prediction: Mask, truth: Mask, radius: int | None = None) -> Counts:
+def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Counts:
     """Count what two masks of one frame share.
 
     Args:
-        prediction: (H, W) booleans.
-        truth: (H, W) booleans.
-        radius: Boundary tolerance in pixels; by default :func:`boundary_radius` of the frame.
+        prediction: (H, W) booleans, bits, or a mask traced before.
+        truth: Likewise.
+        radius: Boundary tolerance in pixels; by default :func:`boundary_radius` of the frame, or that of a
+            traced mask.
 
     Returns:
         (6,) int64: intersection, union, boundary pixels of truth and of prediction, and how many of either
         lie within ``radius`` (Euclidean, inclusive) of the other's boundary.
 
     Raises:
-        ValueError: The masks are not booleans of one two-dimensional shape, or the radius is negative.
+        ValueError: The masks are not of one (H, W) shape, not booleans, or traced with other radii.
     """
-    if prediction.ndim != 2 or prediction.shape != truth.shape:
-        raise ValueError(f"masks must share one (H, W) shape, not {prediction.shape} and {truth.shape}")
-    if prediction.dtype != np.bool_ or truth.dtype != np.bool_:
-        # 0/255 masks counted as numbers are how one set of masks got two scores elsewhere.
-        raise ValueError(f"masks must be booleans, not {prediction.dtype} and {truth.dtype}")
-    radius = boundary_radius(*truth.shape) if radius is None else radius
-    if radius < 0:
-        raise ValueError(f"the boundary radius must not be negative, it is {radius}")
-    counts = np.zeros(6, dtype=np.int64)
-    crop = _crop(prediction | truth)
-    if crop is None:
-        return counts
-    prediction, truth = prediction[crop], truth[crop]
-    counts[INTERSECTION] = np.count_nonzero(prediction & truth)
-    counts[UNION] = np.count_nonzero(prediction | truth)
-    of_truth, of_prediction = boundary(truth), boundary(prediction)
-    counts[TRUTH_BOUNDARY] = np.count_nonzero(of_truth)
-    counts[PREDICTION_BOUNDARY] = np.count_nonzero(of_prediction)
-    if counts[TRUTH_BOUNDARY] and counts[PREDICTION_BOUNDARY]:
-        counts[TRUTH_MATCHED] = _count_near(of_truth, of_prediction, radius)
-        counts[PREDICTION_MATCHED] = _count_near(of_prediction, of_truth, radius)
-    return counts
+    if _shape(prediction) != _shape(truth):
+        raise ValueError(f"masks must share one (H, W) shape, not {_shape(prediction)} and {_shape(truth)}")
+    by_columns = _order(prediction, truth)
+    a, b = _traced(prediction, radius, by_columns), _traced(truth, radius, by_columns)
+    if a.radius != b.radius or a.by_columns != b.by_columns:
+        raise ValueError("traced masks must share radius and order to be counted against each other")
+    shared, near_truth, near_prediction = kernels.overlap(a.planes, b.planes)
+    union = a.area + b.area - shared
+    return np.array([shared, union, b.boundary, a.boundary, near_prediction, near_truth], dtype=np.int64)
 
 
-def count_frames(pairs: Iterable[tuple[Mask, Mask]]) -> Counts:
+def count_frames(pairs: Iterable[tuple[AnyMask, AnyMask]]) -> Counts:
     """:func:`count` for every (prediction, truth) of a video.
 
     Returns:
@@ -96,38 +114,21 @@ def count_frames(pairs: Iterable[tuple[Mask, Mask]]) -> Counts:
     return np.stack(rows) if rows else np.zeros((0, 6), dtype=np.int64)
 
 
-def _crop(either: Mask) -> tuple[slice, slice] | None:
-    """The box of the foreground and one pixel around it; None without foreground.
-
-    The one pixel holds every boundary pixel and leaves the rules for the last row and column true: where the
-    crop ends before the frame does, its last row and column are background and so are their neighbours.
-    """
-    rows = np.flatnonzero(either.any(axis=1))
-    if rows.size == 0:
-        return None
-    columns = np.flatnonzero(either[rows[0] : rows[-1] + 1].any(axis=0))
-    return slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
+def _shape(mask: AnyMask) -> tuple[int, ...]:
+    return (mask.height, mask.width) if isinstance(mask, (Bits, Traced)) else mask.shape
 
 
-def _count_near(edge: Mask, other: Mask, radius: int) -> int:
-    """How many pixels of ``edge`` have a pixel of ``other`` at distance <= radius.
+def _order(one: AnyMask, other: AnyMask) -> bool:
+    """The order both are counted in: what is traced stays as it is, what is bits if it can."""
+    for kind in (Traced, Bits):
+        for mask in (one, other):
+            if isinstance(mask, kind):
+                return bool(mask.by_columns)
+    return False
 
-    A disk is a stack of row segments. Prefix sums along the rows of ``other`` answer whether a segment holds
-    a pixel with two look-ups, and rows near the pixel are asked first because most are settled there.
-    """
-    height, width = other.shape
-    stride = width + 2 * radius + 1
-    prefix = np.zeros((height + 2 * radius, stride), dtype=np.int32)
-    np.cumsum(other, axis=1, dtype=np.int32, out=prefix[radius : radius + height, radius + 1 : radius + 1 + width])
-    prefix[:, radius + 1 + width :] = prefix[:, radius + width, None]
-    sums = prefix.ravel()
-    rows, columns = np.divmod(np.flatnonzero(edge), width)
-    open_pixels = (rows + radius) * stride + columns + radius
-    total = open_pixels.size
-    for offset in sorted(range(-radius, radius + 1), key=abs):
-        half = isqrt(radius * radius - offset * offset)
-        centre = open_pixels + offset * stride
-        open_pixels = open_pixels[sums[centre + half + 1] == sums[centre - half]]
-        if open_pixels.size == 0:
-            break
-    return int(total - open_pixels.size)
+
+def _traced(mask: AnyMask, radius: int | None, by_columns: bool) -> Traced:
+    if isinstance(mask, Traced):
+        return mask
+    bits = mask.turned(by_columns) if isinstance(mask, Bits) else Bits.of_mask(mask, by_columns)
+    return trace(bits, radius)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from salmacli.metrics.counts import Mask
+from salmacli.metrics.bits import Mask
 
 TRUE_POSITIVE, FALSE_POSITIVE, TRUTH = range(3)
 

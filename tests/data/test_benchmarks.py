@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from salmacli.data import rle
 from salmacli.data.benchmarks import DEFAULT_SPLITS, open_benchmark
 from salmacli.data.frames import read_frame
-from salmacli.data.synthetic.layouts import FOLDERS, MEVIS_SPLITS
+from salmacli.data.synthetic.files import FOLDERS, MEVIS_SPLITS
 from salmacli.data.synthetic.make import open_synthetic
 from salmacli.data.synthetic.render import render
 from salmacli.data.synthetic.video import SPLITS, scene_of
+from salmacli.data.synthetic.wording import MOTION_WORDS
 from salmacli.errors import DataError
 
 SEED = 3
@@ -44,6 +49,7 @@ def test_mevis(synthetic, split):
                 first = next(n for n in tries if _same(masks, numbers, n, truth))
             expected = masks[[n - first for n in numbers]].any(axis=0) if numbers else np.zeros_like(truth)
             assert np.array_equal(truth, expected)
+            assert expression.kind == ("referring" if numbers else "no-target")
             seen += len(numbers)
         assert read_frame(benchmark.frame_path(video, video.frames[-1])).shape == (120, 160, 3)
     assert seen > 10
@@ -71,8 +77,6 @@ def test_revos(synthetic, split):
 
 
 def test_davis_by_pickle_and_by_pngs_is_the_same(synthetic, tmp_path):
-    import shutil
-
     by_pickle = open_benchmark("davis", synthetic / "davis17")
     shutil.copytree(synthetic / "davis17", tmp_path / "davis17")
     (tmp_path / "davis17" / "valid" / "mask_dict.pkl").unlink()
@@ -98,14 +102,15 @@ def test_refytvos_trains_with_masks_and_keeps_those_of_valid_back(synthetic):
             truth = decoded(train.truth(video, expression))
             assert any(np.array_equal(truth, mask) for mask in masks)
     valid = open_benchmark("refytvos", synthetic / "rvos")
-    assert all(valid.truth(video, one) is None for video in valid.videos for one in video.expressions)
+    for video in valid.videos:
+        for expression in video.expressions:
+            assert valid.objects(video, expression) is None
+            assert valid.truth(video, expression) is None
+            assert valid.truth_bits(video, expression) is None
+        assert valid.labels_path(video, video.frames[0]) is None
 
 
 def test_refytvos_by_official_pngs(synthetic, tmp_path):
-    import json
-
-    from PIL import Image
-
     video = open_benchmark("refytvos", synthetic / "rvos", "train").videos[0]
     meta = tmp_path / "meta_expressions" / "train" / "meta_expressions.json"
     meta.parent.mkdir(parents=True)
@@ -127,9 +132,6 @@ def test_refytvos_by_official_pngs(synthetic, tmp_path):
 
 
 def test_refytvos_valid_leaves_out_the_test_videos(synthetic, tmp_path):
-    import json
-    import shutil
-
     shutil.copytree(synthetic / "rvos", tmp_path / "rvos")
     names = [video.name for video in open_benchmark("refytvos", tmp_path / "rvos").videos]
     test = tmp_path / "rvos" / "meta_expressions" / "test" / "meta_expressions.json"
@@ -146,6 +148,9 @@ def test_refytvos_valid_leaves_out_the_test_videos(synthetic, tmp_path):
         ("refcoco", "testA"),
         ("refcoco+", "train"),
         ("refcocog", "test"),
+        ("grefcoco", "train"),
+        ("grefcoco", "val"),
+        ("grefcoco", "testA"),
     ],
 )
 def test_refcoco(synthetic, name, split):
@@ -160,9 +165,54 @@ def test_refcoco(synthetic, name, split):
         masks = drawn(source)[:, frame]
         for expression in video.expressions:
             (truth,) = benchmark.truth(video, expression)
-            assert any(np.array_equal(rle.decode(truth), mask) for mask in masks)
+            objects = benchmark.objects(video, expression)
+            assert len(objects) == len(expression.targets)
+            assert all(any(np.array_equal(rle.decode(one), mask) for mask in masks) for (one,) in objects)
+            united = np.any([rle.decode(one) for (one,) in objects], axis=0)
+            assert np.array_equal(rle.decode(truth), united if objects else np.zeros((120, 160)))
             assert name != "refcoco+" or expression.tags["category"] == "attribute"
+            assert expression.kind == ("referring" if objects else "no-target")
+            assert name == "grefcoco" or len(objects) == 1
+            # One picture does not show motion, whether of one thing or of several.
+            assert not any(said in expression.text for words in MOTION_WORDS.values() for said in words)
     assert benchmark.videos
+
+
+def test_grefcoco_has_one_several_and_no_target(synthetic):
+    numbers = set()
+    for split in ("train", "val", "testA"):
+        videos = open_benchmark("grefcoco", synthetic / "refcoco", split).videos
+        numbers |= {min(len(one.targets), 2) for video in videos for one in video.expressions}
+    assert numbers == {0, 1, 2}
+
+
+LAYOUTS = [("mevis", "valid_u"), ("revos", "valid"), ("davis", "valid"), ("refytvos", "train")]
+LAYOUTS += [("refcoco", "train"), ("grefcoco", "train"), ("own", "train")]
+
+
+@pytest.mark.parametrize(("name", "split"), LAYOUTS)
+def test_truth_as_bits_is_the_truth(synthetic, name, split):
+    benchmark = open_synthetic(name, synthetic, split)
+    for video in benchmark.videos:
+        for expression in video.expressions:
+            bits = benchmark.truth_bits(video, expression)
+            truth = decoded(benchmark.truth(video, expression))
+            assert np.array_equal(np.stack([one.to_mask() for one in bits]), truth)
+
+
+def test_overlapping_objects_are_united_not_added(synthetic):
+    benchmark = open_benchmark("mevis", synthetic / "mevis")
+    video = benchmark.videos[0]
+    left, right = np.zeros((2, 120, 160), dtype=bool)
+    left[:, :100], right[:, 50:] = True, True
+    tracks = [[rle.encode(left)] * 12, [None] + [rle.encode(right)] * 11]
+    benchmark.objects = lambda *_: tracks
+    for masks in (
+        decoded(benchmark.truth(video, video.expressions[0])),
+        [one.to_mask() for one in benchmark.truth_bits(video, video.expressions[0])],
+    ):
+        assert np.array_equal(masks[0], left)
+        assert masks[1].all()
 
 
 def test_testb_is_what_has_a_distractor(synthetic):
@@ -200,4 +250,4 @@ def test_unknown_names_and_folders_are_refused(synthetic, tmp_path):
             open_benchmark(name, tmp_path / "nowhere")
         with pytest.raises(DataError):
             open_benchmark(name, tmp_path)
-    assert set(FOLDERS) <= set(DEFAULT_SPLITS)
+    assert set(FOLDERS) == set(DEFAULT_SPLITS)

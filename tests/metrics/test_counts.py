@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from salmacli.metrics.bits import Bits
 from salmacli.metrics.contour import contour_accuracy
-from salmacli.metrics.counts import boundary, boundary_radius, count, count_frames
+from salmacli.metrics.counts import boundary_radius, count, count_frames, trace
 from salmacli.metrics.region import region_similarity
+
+pytestmark = pytest.mark.usefixtures("each_kernel")
 
 
 def naive_boundary(mask):
@@ -100,7 +103,7 @@ def test_counts_of_odd_shapes_are_the_naive_ones(prediction_kind, truth_kind):
         assert count(prediction, truth, radius).tolist() == naive_counts(prediction, truth, radius)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 14), st.integers(1, 14), st.integers(0, 40))
 def test_counts_of_any_masks_are_the_naive_ones(data, height, width, radius):
     prediction = data.draw(arrays(bool, (height, width)))
@@ -126,11 +129,46 @@ def test_the_tolerance_is_a_closed_disk():
     assert count(prediction, truth, 4)[4] < 4
 
 
-def test_boundary_by_its_definition():
-    rng = np.random.default_rng(0)
-    for height, width in ((1, 1), (1, 9), (9, 1), (7, 12)):
-        mask = rng.random((height, width)) < 0.5
-        assert (boundary(mask) == naive_boundary(mask)).all()
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_large_disk_at_the_edges_of_a_high_picture(turned):
+    for row, column in ((0, 0), (119, 0), (0, 69), (119, 69), (60, 0), (60, 69), (0, 30)):
+        prediction, truth = np.zeros((120, 70), dtype=bool), np.ones((120, 70), dtype=bool)
+        prediction[row, column] = True
+        truth[::2, ::2] = False
+        prediction, truth = (prediction.T, truth.T) if turned else (prediction, truth)
+        for radius in (17, 33, 36, 40, 66):
+            assert count(prediction, truth, radius).tolist() == naive_counts(prediction, truth, radius)
+
+
+@pytest.mark.parametrize("width", [63, 64, 65, 127, 128, 129, 200])
+def test_words_end_anywhere(width):
+    rng = np.random.default_rng(width)
+    for kind in KINDS:
+        for radius in (1, 5, 40, 70):
+            prediction, truth = shape(kind, rng, 9, width), shape("box", rng, 9, width)
+            assert count(prediction, truth, radius).tolist() == naive_counts(prediction, truth, radius), (kind, radius)
+
+
+def test_arrays_bits_runs_and_traced_masks_count_the_same():
+    rng = np.random.default_rng(3)
+    for height, width in ((1, 1), (7, 130), (65, 64), (40, 50)):
+        prediction, truth = shape("disk", rng, height, width), shape("noise", rng, height, width)
+        known = naive_counts(prediction, truth, 3)
+        forms = [
+            [mask, Bits.of_mask(mask), Bits.of_mask(mask, by_columns=True), trace(Bits.of_mask(mask), 3)]
+            for mask in (prediction, truth)
+        ]
+        for one in forms[0]:
+            for other in forms[1]:
+                assert count(one, other, 3).tolist() == known
+
+
+def test_traced_masks_of_other_radii_or_orders_do_not_meet():
+    mask = np.ones((5, 6), dtype=bool)
+    with pytest.raises(ValueError, match="must share"):
+        count(trace(mask, 1), trace(mask, 2))
+    with pytest.raises(ValueError, match="must share"):
+        count(trace(mask, 1), trace(Bits.of_mask(mask, by_columns=True), 1))
 
 
 def test_radius_of_known_frames():

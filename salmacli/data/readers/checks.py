@@ -94,6 +94,20 @@ def split_of(split: str, known: Sequence[str], name: str) -> str:
     return split
 
 
+def first_of(root: Path, places: Sequence[str], name: str) -> Path:
+    """The first of some places in which sets keep a thing.
+
+    Raises:
+        DataError: Nothing is at any of them.
+    """
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    raise DataError(
+        f"{name}: {root} has none of {', '.join(places)}", "give the folder of the set in its official layout"
+    )
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -40,4 +40,4 @@ def open_own(root: Path, split: str) -> Benchmark:
         videos.append(Video(name, (Path(file).stem,), tuple(expressions)))
     if not videos:
         raise DataError(f"{path} lists no pictures", "add entries with image, mask and text")
-    return PictureSet("own", root, split, videos, pictures, shapes)
+    return PictureSet("own", root, split, videos, path, pictures, shapes)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from salmacli.data import rle
-from salmacli.data.benchmarks import Benchmark
+from salmacli.data.benchmarks import Benchmark, Track
+from salmacli.data.label_pictures import VOID, Labels, read_labels
 from salmacli.data.readers import checks
-from salmacli.data.readers.object_planes import read_plane
-from salmacli.data.readers.plain_pickle import read_pickle
+from salmacli.data.readers.frame_folders import FrameFolders
 from salmacli.data.records import Expression, Video
 from salmacli.errors import DataError
+from salmacli.metrics.bits import Bits
 
 ANNOTATORS = 4
 
 
-class NumberedSet(Benchmark):
+class NumberedSet(FrameFolders):
     """A set whose pickle counts expressions through all videos, and whose PNGs count objects within one.
 
     Attributes:
-        frames_root: Holds ``<video>/<frame>.jpg``.
-        masks_path: The pickle, or the folder with ``<video>/<frame>.png``; None without public truth.
+        labels_root: Holds ``<video>/<frame>.png``; None where there are no PNGs. They are the truth where there is
+            no pickle.
     """
+
+    labels_root: Path | None
 
     def __init__(
         self,
@@ -33,33 +37,62 @@ class NumberedSet(Benchmark):
         videos: Sequence[Video],
         frames_root: Path,
         masks_path: Path | None,
+        labels_root: Path | None = None,
     ) -> None:
-        super().__init__(name, root, split, videos)
-        self.frames_root = frames_root
-        self.masks_path = masks_path
-        self._masks: dict[str, Any] | None = None
+        super().__init__(name, root, split, videos, frames_root, masks_path)
+        self.labels_root = labels_root
+        self._kept = _Kept()
 
-    def frame_path(self, video: Video, frame: str) -> Path:
+    def labels_path(self, video: Video, frame: str) -> Path | None:
+        """The official PNG of a frame, with object numbers and 255 for void; None where the set has no PNGs."""
+        return None if self.labels_root is None else self.labels_root / video.name / f"{frame}.png"
+
+    def objects(self, video: Video, expression: Expression) -> list[Track] | None:
         """See ``Benchmark``."""
-        return self.frames_root / video.name / f"{frame}.jpg"
+        if not self._by_labels:
+            return super().objects(video, expression)
+        frames = self._labels(video)
+        return [[rle.encode(labels == int(number)) for labels in frames] for number in expression.targets]
 
-    def truth(self, video: Video, expression: Expression) -> list[rle.RLE] | None:
-        """See ``Benchmark``."""
-        if self.masks_path is None:
-            return None
-        if self.masks_path.is_dir():
-            return self.unite(video, [self._track_of_planes(video, expression)], str(self.masks_path))
-        if self._masks is None:
-            loaded = checks.mapping(read_pickle(self.masks_path), str(self.masks_path))
-            self._masks = {str(key): track for key, track in loaded.items()}
-        where = f"{self.masks_path}, video {video.name}, expression {expression.id}"
-        return self.unite(video, [checks.track(self._masks, expression.targets[0], where)], str(self.masks_path))
+    def truth_bits(self, video: Video, expression: Expression) -> list[Bits] | None:
+        """See ``Benchmark``; straight from the PNGs where these are the truth."""
+        if not self._by_labels:
+            return super().truth_bits(video, expression)
+        (number,) = expression.targets
+        return [Bits.of_label(labels, int(number)) for labels in self._labels(video)]
 
-    def _track_of_planes(self, video: Video, expression: Expression) -> list[rle.RLE]:
-        assert self.masks_path is not None
-        folder = self.masks_path / video.name
-        target = int(expression.targets[0])
-        return [rle.encode(read_plane(folder / f"{frame}.png") == target) for frame in video.frames]
+    @property
+    def _by_labels(self) -> bool:
+        return self.masks_path is not None and self.masks_path == self.labels_root
+
+    def _labels(self, video: Video) -> tuple[Labels, ...]:
+        """The label pictures of a video, which all of its expressions ask for one after the other."""
+        if self._kept.video != video.name:
+            size = self.size(video)
+            frames = []
+            for frame in video.frames:
+                path = self.labels_path(video, frame)
+                assert path is not None
+                labels = read_labels(path)
+                if labels.shape != size:
+                    raise DataError(
+                        f"label picture {path} is of size {labels.shape} where the frames are {size}",
+                        "fetch frames and annotations of one resolution",
+                    )
+                frames.append(labels)
+            self._kept.video, self._kept.frames = video.name, tuple(frames)
+        return self._kept.frames
+
+
+class _Kept(threading.local):
+    """The last video's label pictures. Every thread has its own, since each works on another video."""
+
+    video: str | None = None
+    frames: tuple[Labels, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is kept stays behind when the set goes to another process.
+        return _Kept, ()
 
 
 def open_davis(root: Path, split: str) -> Benchmark:
@@ -69,34 +102,20 @@ def open_davis(root: Path, split: str) -> Benchmark:
     or an ``Annotations`` folder.
     """
     checks.split_of(split, ("valid",), "davis")
-    meta = first_of(root, ("meta_expressions/valid/meta_expressions.json",), "davis")
-    frames = first_of(root, ("valid/JPEGImages", "DAVIS/JPEGImages/480p", "DAVIS/JPEGImages"), "davis")
+    meta = checks.first_of(root, ("meta_expressions/valid/meta_expressions.json",), "davis")
+    frames = checks.first_of(root, ("valid/JPEGImages", "DAVIS/JPEGImages/480p", "DAVIS/JPEGImages"), "davis")
     places = (
-        "valid/mask_dict.pkl",
         "valid/Annotations",
         "DAVIS/Annotations_unsupervised/480p",
         "DAVIS/Annotations/480p",
         "DAVIS/Annotations",
         "Annotations",
     )
-    masks = first_of(root, places, "davis")
+    masks = checks.first_of(root, ("valid/mask_dict.pkl", *places), "davis")
+    labels = next((root / place for place in places if (root / place).is_dir()), None)
     # The pickle's counter runs over sorted videos and, within one, over ids sorted as strings.
     videos = numbered_videos(dict(sorted(checks.read_videos(meta).items())), meta, masks.is_dir())
-    return NumberedSet("davis", root, split, videos, frames, masks)
-
-
-def first_of(root: Path, places: Sequence[str], name: str) -> Path:
-    """The first of some places in which sets keep a thing.
-
-    Raises:
-        DataError: Nothing is at any of them.
-    """
-    for place in places:
-        if (root / place).exists():
-            return root / place
-    raise DataError(
-        f"{name}: {root} has none of {', '.join(places)}", "give the folder of the set in its official layout"
-    )
+    return NumberedSet("davis", root, split, videos, frames, masks, labels)
 
 
 def numbered_videos(videos: dict[str, Any], path: Path, by_object: bool) -> list[Video]:
@@ -125,5 +144,9 @@ def numbered_videos(videos: dict[str, Any], path: Path, by_object: bool) -> list
 
 def _object_number(key: str, entry: dict[str, Any], where: str) -> int:
     if "obj_id" in entry:
-        return checks.number(entry["obj_id"], f"{where}, key obj_id")
-    return checks.number(key, where) // ANNOTATORS + 1
+        number = checks.number(entry["obj_id"], f"{where}, key obj_id")
+    else:
+        number = checks.number(key, where) // ANNOTATORS + 1
+    if not 0 < number < VOID:
+        raise DataError(f"{where}: PNGs number objects from 1 to {VOID - 1}, not {number}", checks.MEND)
+    return number

@@ -7,7 +7,7 @@ from pathlib import Path
 from salmacli.config.files import read_json
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.readers import checks
-from salmacli.data.readers.ref_davis import NumberedSet, first_of, numbered_videos
+from salmacli.data.readers.ref_davis import NumberedSet, numbered_videos
 from salmacli.data.records import Expression, Video
 
 
@@ -18,13 +18,14 @@ def open_refytvos(root: Path, split: str) -> Benchmark:
     ``mask_dict.pkl`` or ``train/Annotations``.
     """
     checks.split_of(split, ("train", "valid"), "refytvos")
-    meta = first_of(root, (f"meta_expressions/{split}/meta_expressions.json",), "refytvos")
-    frames = first_of(root, (f"{split}/JPEGImages",), "refytvos")
+    meta = checks.first_of(root, (f"meta_expressions/{split}/meta_expressions.json",), "refytvos")
+    frames = checks.first_of(root, (f"{split}/JPEGImages",), "refytvos")
     found = checks.read_videos(meta)
     if split == "train":
-        masks = first_of(root, ("mask_dict.pkl", "train/mask_dict.pkl", "train/Annotations"), "refytvos")
+        masks = checks.first_of(root, ("mask_dict.pkl", "train/mask_dict.pkl", "train/Annotations"), "refytvos")
         videos = numbered_videos(found, meta, masks.is_dir())
-        return NumberedSet("refytvos", root, split, videos, frames, masks)
+        labels = root / "train" / "Annotations"
+        return NumberedSet("refytvos", root, split, videos, frames, masks, labels if labels.is_dir() else None)
     test = root / "meta_expressions" / "test" / "meta_expressions.json"
     if test.is_file():
         # The file of valid lists the videos of both; only the rest is evaluated.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from salmacli.config.files import read_json
 from salmacli.data import rle
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.readers import checks
+from salmacli.data.readers.frame_folders import FrameFolders
 from salmacli.data.records import Expression, Video
 from salmacli.errors import DataError
 
@@ -18,45 +17,14 @@ REVOS_SPLITS = ("train", "valid")
 REVOS_KINDS = {0: "referring", 1: "reasoning", 2: "no-target"}
 
 
-class MaskDictSet(Benchmark):
+class MaskDictSet(FrameFolders):
     """Several ``anno_id`` of an expression are united.
 
     Attributes:
-        frames_root: Holds ``<video>/<frame>.jpg``.
-        masks_path: ``mask_dict.json``, read when the first truth is asked for; None where there is none.
-        foreground_path: ``mask_dict_foreground.json`` of ReVOS, read likewise.
+        foreground_path: ``mask_dict_foreground.json`` of ReVOS; None where there is none.
     """
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        split: str,
-        videos: Sequence[Video],
-        frames_root: Path,
-        masks_path: Path | None,
-        foreground_path: Path | None = None,
-    ) -> None:
-        super().__init__(name, root, split, videos)
-        self.frames_root = frames_root
-        self.masks_path = masks_path
-        self.foreground_path = foreground_path
-        self._masks: dict[str, Any] | None = None
-        self._foreground: dict[str, Any] | None = None
-
-    def frame_path(self, video: Video, frame: str) -> Path:
-        """See ``Benchmark``."""
-        return self.frames_root / video.name / f"{frame}.jpg"
-
-    def truth(self, video: Video, expression: Expression) -> list[rle.RLE] | None:
-        """See ``Benchmark``."""
-        if self.masks_path is None:
-            return None
-        if self._masks is None:
-            self._masks = checks.mapping(read_json(self.masks_path), str(self.masks_path))
-        where = f"{self.masks_path}, expression {expression.id}"
-        tracks = [checks.track(self._masks, key, where) for key in expression.targets]
-        return self.unite(video, tracks, str(self.masks_path))
+    foreground_path: Path | None = None
 
     def foreground(self, video: Video) -> list[rle.RLE] | None:
         """Everything annotated, one RLE per frame; None where the set does not say.
@@ -66,10 +34,8 @@ class MaskDictSet(Benchmark):
         """
         if self.foreground_path is None:
             return None
-        if self._foreground is None:
-            self._foreground = checks.mapping(read_json(self.foreground_path), str(self.foreground_path))
         where = f"{self.foreground_path}, video {video.name}"
-        entry = checks.mapping(self._foreground.get(video.name), where)
+        entry = checks.mapping(self.contents(self.foreground_path).get(video.name), where)
         frames = checks.listing(entry.get("masks_rle"), f"{where}, key masks_rle")
         # A frame holds one RLE, or one per object; as tracks, they are united like targets.
         objects = [frame if isinstance(frame, list) else [frame] for frame in frames]
@@ -95,17 +61,12 @@ def open_revos(root: Path, split: str) -> Benchmark:
     if not masks.is_file():
         raise DataError(f"{masks} is missing", "fetch it, the masks of ReVOS are public")
     videos = _videos(root / f"meta_expressions_{split}_.json", True, kinds=REVOS_KINDS)
-    frames_root = root / "JPEGImages"
+    frames = root / "JPEGImages"
+    benchmark = MaskDictSet("revos", root, split, videos, frames if frames.is_dir() else root, masks)
     foreground = root / "mask_dict_foreground.json"
-    return MaskDictSet(
-        "revos",
-        root,
-        split,
-        videos,
-        frames_root if frames_root.is_dir() else root,
-        masks,
-        foreground if foreground.is_file() else None,
-    )
+    if foreground.is_file():
+        benchmark.foreground_path = foreground
+    return benchmark
 
 
 def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -> list[Video]:
@@ -123,14 +84,16 @@ def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -
 def _expression(
     key: str, entry: dict[str, Any], where: str, with_masks: bool, kinds: dict[int, str] | None
 ) -> Expression:
-    kind = "referring"
+    targets: tuple[str, ...] = ()
+    if with_masks:
+        ids = checks.listing(entry.get("anno_id"), f"{where}, key anno_id")
+        targets = tuple(str(checks.number(one, f"{where}, key anno_id")) for one in ids)
     if kinds is not None:
         type_id = checks.number(entry.get("type_id"), f"{where}, key type_id")
         if type_id not in kinds:
             raise DataError(f"{where}: type_id {type_id} is not one of {list(kinds)}", checks.MEND)
         kind = kinds[type_id]
-    targets: tuple[str, ...] = ()
-    if with_masks:
-        ids = checks.listing(entry.get("anno_id"), f"{where}, key anno_id")
-        targets = tuple(str(checks.number(one, f"{where}, key anno_id")) for one in ids)
+    else:
+        # MeViS v2 has expressions that mean nothing; without masks nobody outside can tell which.
+        kind = "no-target" if with_masks and not targets else "referring"
     return Expression(key, checks.sentence(entry["exp"], where), targets, kind, checks.tags(entry))

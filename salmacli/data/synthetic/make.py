@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from salmacli.config.files import read_json, sha256, write_json
 from salmacli.data.benchmarks import MARKER, Benchmark, open_benchmark
-from salmacli.data.synthetic.layouts import FOLDERS, frames_folder, write_layouts
+from salmacli.data.synthetic.files import FOLDERS, frames_folder
+from salmacli.data.synthetic.layouts import write_layouts
 from salmacli.data.synthetic.scene import FRAMES, HEIGHT, WIDTH
 from salmacli.data.synthetic.video import SPLITS, Story, make_video
 from salmacli.errors import DataError
 
-VERSION = 1
+VERSION = 2  # 2 added gRefCOCO
 SIZES = {"train": 700, "valid": 40, "held_out": 40}
 
 
@@ -124,25 +125,31 @@ def _write_marker(root: Path, seed: int, sizes: dict[str, int]) -> None:
         "size": [HEIGHT, WIDTH],
         "files": {path.relative_to(root).as_posix(): sha256(path) for path in files},
     }
-    for folder in FOLDERS.values():
+    for folder in dict.fromkeys(FOLDERS.values()):
         write_json(root / folder / MARKER, {key: marker[key] for key in ("schema", "version", "seed", "videos")})
     write_json(root / MARKER, marker)
 
 
 def ensure_synthetic(root: Path | None = None, progress: Progress | None = None) -> Path:
-    """Gives the folder of the synthetic benchmark, making it where there is none.
+    """Gives the folder of the synthetic benchmark, making it where there is none or an older version.
 
     Args:
         root: By default ``data/synthetic`` in the working directory.
         progress: Told one step per video while it is made.
 
     Raises:
-        DataError: The folder holds another version, or files that are not as they were made.
+        DataError: The folder holds a newer version, or files that are not as they were made.
     """
     root = Path(root) if root is not None else Path("data") / "synthetic"
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return make(root, progress=progress)
-    check_synthetic(root)
+    marker = _read_marker(root)
+    if marker["version"] < VERSION:
+        # What somebody changed by hand is not ours to replace.
+        _check_files(root, marker)
+        _make_again(root, marker, progress)
+    else:
+        check_synthetic(root)
     return root
 
 
@@ -155,27 +162,65 @@ def check_synthetic(root: Path) -> dict[str, Any]:
     Raises:
         DataError: It is of another version, incomplete or changed; the message says which file.
     """
-    mend = f"delete {root} and run: salma data make --out {root}"
+    marker = _read_marker(root)
+    if marker["version"] != VERSION:
+        raise DataError(
+            f"{root} is version {marker['version']} of the synthetic benchmark, needed is {VERSION}", _mend(root)
+        )
+    _check_files(root, marker)
+    return marker
+
+
+def _mend(root: Path) -> str:
+    return f"delete {root} and run: salma data make --out {root}"
+
+
+def _read_marker(root: Path) -> dict[str, Any]:
     if not (root / MARKER).is_file():
-        raise DataError(f"{root} holds something, but not a synthetic benchmark (no {MARKER})", mend)
+        raise DataError(f"{root} holds something, but not a synthetic benchmark (no {MARKER})", _mend(root))
     marker = read_json(root / MARKER)
-    if not isinstance(marker, dict) or marker.get("version") != VERSION or not isinstance(marker.get("files"), dict):
-        found = marker.get("version") if isinstance(marker, dict) else None
-        raise DataError(f"{root} is version {found} of the synthetic benchmark, needed is {VERSION}", mend)
+    types = {"version": int, "seed": int, "videos": dict, "files": dict}
+    if not isinstance(marker, dict) or not all(isinstance(marker.get(key), kind) for key, kind in types.items()):
+        raise DataError(f"{root / MARKER} is not as it was made", _mend(root))
+    return marker
+
+
+def _check_files(root: Path, marker: dict[str, Any]) -> None:
     for name, checksum in marker["files"].items():
         path = root / name
         if not path.is_file() or sha256(path) != checksum:
-            raise DataError(f"{path} is missing or not as it was made", mend)
-    return marker
+            raise DataError(f"{path} is missing or not as it was made", _mend(root))
+
+
+def _make_again(root: Path, marker: dict[str, Any], progress: Progress | None) -> None:
+    """Puts today's version, of the same seed and sizes, in the place of an older one."""
+    try:
+        building = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".part", dir=root.parent))
+        old, new = building / "old", building / "new"
+        try:
+            make(new, marker["seed"], marker["videos"], progress=progress)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        root.rename(old)
+        new.rename(root)
+        # Contact sheets, and whatever else people put beside what was made.
+        for path in old.rglob("*"):
+            place = root / path.relative_to(old)
+            if path.is_file() and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
+        shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"{root} is version {marker['version']} of the synthetic benchmark, and version {VERSION} cannot be put in "
+            f"its place ({error})",
+            _mend(root),
+        ) from None
 
 
 def open_synthetic(name: str, root: Path | None = None, split: str | None = None) -> Benchmark:
     """Opens one layout of the synthetic benchmark, making it where there is none."""
-    folder = (
-        FOLDERS["refcoco" if name.startswith("refcoco") else name]
-        if name in FOLDERS or name.startswith("refcoco")
-        else None
-    )
-    if folder is None:
+    if name not in FOLDERS:
         raise DataError(f"there is no benchmark {name!r}", f"choose one of {', '.join(FOLDERS)}")
-    return open_benchmark(name, ensure_synthetic(root) / folder, split)
+    return open_benchmark(name, ensure_synthetic(root) / FOLDERS[name], split)

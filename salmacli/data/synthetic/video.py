@@ -24,11 +24,19 @@ FRAME_NAMES = tuple(f"{index:05d}" for index in range(FRAMES))
 
 @dataclass(frozen=True)
 class Sentence:
-    """An expression with what the layouts keep of it."""
+    """An expression with what the layouts keep of it.
+
+    Attributes:
+        text: Lower case.
+        targets: Indices of things.
+        tags: What goes into the files beside the official keys.
+        moving: Whether it speaks of motion, which one picture does not show.
+    """
 
     text: str
     targets: tuple[int, ...]
     tags: dict[str, Any]
+    moving: bool
 
 
 @dataclass(frozen=True)
@@ -108,4 +116,5 @@ def make_video(seed: int, split: str, index: int, folder: Path) -> Story:
 
 def _sentence(spoken: Spoken) -> Sentence:
     tags = {"category": spoken.category, "distractor": spoken.distractor}
-    return Sentence(spoken.text, spoken.targets, tags)
+    moving = spoken.meaning.motion is not None or spoken.meaning.event is not None
+    return Sentence(spoken.text, spoken.targets, tags, moving)

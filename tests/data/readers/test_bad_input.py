@@ -8,6 +8,7 @@ import pickle
 import shutil
 
 import pytest
+from PIL import Image
 
 from salmacli.data.benchmarks import open_benchmark
 from salmacli.data.readers.plain_pickle import read_pickle
@@ -19,12 +20,6 @@ from salmacli.errors import DataError
 def mevis(synthetic, tmp_path):
     shutil.copytree(synthetic / "mevis" / "valid_u", tmp_path / "mevis" / "valid_u")
     return tmp_path / "mevis"
-
-
-def change(path, edit):
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
 
 
 def first_video(content):
@@ -63,7 +58,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", list(EDITS))
-def test_expressions_that_are_wrong(mevis, edit):
+def test_expressions_that_are_wrong(mevis, change, edit):
     change(mevis / META, EDITS[edit][0])
     with pytest.raises(DataError, match=EDITS[edit][1]) as caught:
         open_benchmark("mevis", mevis)
@@ -87,16 +82,18 @@ MASK_EDITS = {
     "too few": (_shorten, "11 masks for 12 frames"),
     "broken": (lambda c: c.update({k: [{"size": [120, 160], "counts": "??"}] * 12 for k in c}), "RLE"),
     "not a list": (lambda c: c.update(dict.fromkeys(c, 5)), "a list is needed"),
+    "not an RLE": (lambda c: c.update(dict.fromkeys(c, [7] * 12)), "RLE without a valid size"),
 }
 
 
 @pytest.mark.parametrize("edit", list(MASK_EDITS))
-def test_masks_that_are_wrong(mevis, edit):
+def test_masks_that_are_wrong(mevis, change, edit):
     change(mevis / MASKS, MASK_EDITS[edit][0])
     benchmark = open_benchmark("mevis", mevis)
-    with pytest.raises(DataError, match=MASK_EDITS[edit][1]) as caught:
-        [benchmark.truth(video, one) for video in benchmark.videos for one in video.expressions]
-    assert "mask_dict.json" in str(caught.value)
+    for truth in (benchmark.truth, benchmark.truth_bits):
+        with pytest.raises(DataError, match=MASK_EDITS[edit][1]) as caught:
+            [truth(video, one) for video in benchmark.videos for one in video.expressions]
+        assert "mask_dict.json" in str(caught.value)
 
 
 def test_broken_json_names_line_and_column(mevis):
@@ -122,7 +119,7 @@ def test_a_missing_frame_is_named(mevis):
         benchmark.truth(video, video.expressions[0])
 
 
-def test_revos_type_out_of_range(synthetic, tmp_path):
+def test_revos_type_out_of_range(synthetic, change, tmp_path):
     shutil.copytree(synthetic / "revos", tmp_path / "revos")
     change(tmp_path / "revos/meta_expressions_valid_.json", lambda c: first_expression(c).update(type_id=9))
     with pytest.raises(DataError, match="type_id 9"):
@@ -156,11 +153,18 @@ def test_pickles_of_python_2_are_read(tmp_path):
     assert read_pickle(tmp_path / "refs.p") == [{"split": "val", "ids": [1, 2.5, None, True]}]
 
 
-def test_a_reference_to_nothing_is_refused(synthetic, tmp_path):
+def test_a_reference_to_nothing_is_refused(synthetic, change, tmp_path):
     shutil.copytree(synthetic / "refcoco", tmp_path / "refcoco")
     change(tmp_path / "refcoco/ref_seg/refcoco/instances.json", lambda c: c["annotations"].clear())
-    with pytest.raises(DataError, match=r"refs\(unc\)\.p, reference \d+: image"):
+    with pytest.raises(DataError, match=r"refs\(unc\)\.p, reference \d+: annotation \d+ is not one of"):
         open_benchmark("refcoco", tmp_path / "refcoco")
+
+
+def test_a_first_frame_that_is_a_bomb(mevis, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    benchmark = open_benchmark("mevis", mevis)
+    with pytest.raises(DataError, match=r"00000\.jpg cannot be read .*bomb"):
+        benchmark.size(benchmark.videos[0])
 
 
 OWN = {

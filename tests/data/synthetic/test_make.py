@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from salmacli.data.synthetic import make as making
-from salmacli.data.synthetic.make import check_synthetic, ensure_synthetic, make
+from salmacli.data.synthetic.make import check_synthetic, ensure_synthetic, make, open_synthetic
 from salmacli.errors import DataError
 
 SIZES = {"train": 27, "valid": 2, "held_out": 3}
@@ -82,10 +83,64 @@ def test_a_changed_file_is_noticed(small):
         ensure_synthetic(small)
 
 
-def test_another_version_is_refused(small):
-    marker = json.loads((small / "synthetic.json").read_text())
-    (small / "synthetic.json").write_text(json.dumps({**marker, "version": 0}))
-    with pytest.raises(DataError, match="version 0 of the synthetic benchmark, needed is"):
+def change_marker(root: Path, **facts) -> None:
+    marker = json.loads((root / "synthetic.json").read_text())
+    (root / "synthetic.json").write_text(json.dumps({**marker, **facts}))
+
+
+def test_a_newer_version_is_refused(small):
+    change_marker(small, version=making.VERSION + 1)
+    with pytest.raises(DataError, match=f"version {making.VERSION + 1} of the synthetic benchmark, needed is"):
+        ensure_synthetic(small)
+
+
+def make_older(root: Path) -> None:
+    """As version 1 left it, without gRefCOCO."""
+    shutil.rmtree(root / "refcoco" / "ref_seg" / "grefcoco")
+    files = json.loads((root / "synthetic.json").read_text())["files"]
+    change_marker(root, version=1, files={name: one for name, one in files.items() if "grefcoco" not in name})
+
+
+def test_an_older_version_is_made_again_as_it_was(tmp_path):
+    root = make(tmp_path / "a", 7, {"train": 2, "valid": 1, "held_out": 1}, processes=1)
+    new = contents(root)
+    make_older(root)
+    (root / "sheets").mkdir()
+    (root / "sheets" / "mine.png").write_bytes(b"kept")
+    with pytest.raises(DataError, match="version 1 of the synthetic benchmark, needed is"):
+        check_synthetic(root)
+    assert open_synthetic("grefcoco", root, "train").synthetic
+    assert contents(root) == {**new, "sheets/mine.png": b"kept"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_older_version_that_somebody_changed_stays(small):
+    make_older(small)
+    path = small / "mevis" / "train" / "mask_dict.json"
+    path.write_text(path.read_text() + " ")
+    before = contents(small)
+    with pytest.raises(DataError, match="not as it was made"):
+        ensure_synthetic(small)
+    assert contents(small) == before
+
+
+def test_an_older_version_stays_where_making_fails(small, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    make_older(small)
+    before = contents(small)
+    monkeypatch.setattr(making, "make", fail)
+    with pytest.raises(DataError, match=r"version 1 .* cannot be put in its place \(no space left\); delete"):
+        ensure_synthetic(small)
+    assert contents(small) == before
+    assert [path.name for path in small.parent.iterdir()] == [small.name]
+
+
+@pytest.mark.parametrize("facts", [{"version": None}, {"seed": "x"}, {"videos": 5}, {"files": []}])
+def test_a_broken_marker_is_refused(small, facts):
+    change_marker(small, **facts)
+    with pytest.raises(DataError, match=r"synthetic\.json is not as it was made; delete"):
         ensure_synthetic(small)
 
 

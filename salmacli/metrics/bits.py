@@ -1,0 +1,152 @@
+"""Masks as streams of bits, 64 pixels to a word: the one form in which masks are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from salmacli.metrics import kernels
+
+Mask = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+
+
+@dataclass(slots=True, eq=False)
+class Bits:
+    """A mask as a stream of bits.
+
+    Attributes:
+        words: (height * width // 64 + 2,) uint64. Pixel p of the stream is bit p % 64 of word p // 64; what lies
+            behind the last pixel is 0.
+        height: Rows of the picture.
+        width: Columns of the picture.
+        by_columns: Pixels run down the columns, as in COCO's run-length encoding, instead of along the rows.
+    """
+
+    words: Words
+    height: int
+    width: int
+    by_columns: bool = False
+
+    @classmethod
+    def of_mask(cls, mask: Mask, by_columns: bool = False) -> Bits:
+        """From an array.
+
+        Args:
+            mask: (H, W) booleans.
+            by_columns: The order of the stream.
+
+        Raises:
+            ValueError: The array is not two-dimensional, or holds no booleans.
+        """
+        if mask.ndim != 2:
+            raise ValueError(f"a mask must have the shape (H, W), not {mask.shape}")
+        if mask.dtype != np.bool_:
+            # 0/255 masks counted as numbers are how one set of masks got two scores elsewhere.
+            raise ValueError(f"masks must be booleans, not {mask.dtype}")
+        height, width = mask.shape
+        return cls(_pack(mask.T if by_columns else mask), height, width, by_columns)
+
+    @classmethod
+    def of_labels(cls, labels: NDArray[np.uint8], label: int | None = None) -> Any:
+        """TODO goes."""
+        return cls.of_label(labels, label) if label is not None else cls.of_every_label(labels)
+
+    @classmethod
+    def of_label(cls, labels: NDArray[np.uint8], label: int) -> Bits:
+        """One object of a picture of object numbers.
+
+        Args:
+            labels: (H, W) object numbers.
+            label: The object's number.
+        """
+        height, width = labels.shape
+        return cls(_pack(labels == label), height, width)
+
+    @classmethod
+    def of_every_label(cls, labels: NDArray[np.uint8]) -> dict[int, Bits]:
+        """Every object of a picture of object numbers, in one pass.
+
+        Args:
+            labels: (H, W) object numbers, 0 is background.
+
+        Returns:
+            By number, those that the picture holds.
+        """
+        height, width = labels.shape
+        found, streams = kernels.split(labels, _length(height, width))
+        return {int(label): cls(stream, height, width) for label, stream in zip(found, streams, strict=True)}
+
+    @classmethod
+    def of_runs(cls, runs: NDArray[np.int64], height: int, width: int) -> Bits:
+        """From the run lengths of COCO: background first, down the columns.
+
+        Args:
+            runs: Lengths, not negative, that fill the picture exactly.
+            height: Rows of the picture.
+            width: Columns of the picture.
+
+        Raises:
+            ValueError: The runs do not fill the picture.
+        """
+        if runs.size and (runs.min() < 0 or int(runs.sum()) != height * width):
+            raise ValueError(f"runs cover {runs.sum()} pixels, a picture of {height}x{width} has {height * width}")
+        return cls(kernels.fill(runs, _length(height, width)), height, width, by_columns=True)
+
+    @classmethod
+    def empty(cls, height: int, width: int, by_columns: bool = False) -> Bits:
+        """No pixel."""
+        return cls(np.zeros(_length(height, width), dtype=np.uint64), height, width, by_columns)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    def area(self) -> int:
+        """Number of pixels."""
+        return int(kernels.popcount(self.words))
+
+    def to_mask(self) -> Mask:
+        """(H, W) booleans."""
+        pixels = np.unpackbits(self.words.view(np.uint8), count=self.height * self.width, bitorder="little")
+        if self.by_columns:
+            return np.ascontiguousarray(pixels.reshape(self.width, self.height).T).view(np.bool_)
+        return pixels.reshape(self.height, self.width).view(np.bool_)
+
+    def turned(self, by_columns: bool) -> Bits:
+        """The same mask with its stream in the given order."""
+        return self if self.by_columns == by_columns else Bits.of_mask(self.to_mask(), by_columns)
+
+    def __or__(self, other: Bits) -> Bits:
+        return self._like(self.words | self._fitting(other))
+
+    def __and__(self, other: Bits) -> Bits:
+        return self._like(self.words & self._fitting(other))
+
+    def without(self, other: Bits) -> Bits:
+        """The pixels that the other does not have."""
+        return self._like(self.words & ~self._fitting(other))
+
+    def _like(self, words: Words) -> Bits:
+        return Bits(words, self.height, self.width, self.by_columns)
+
+    def _fitting(self, other: Bits) -> Words:
+        if other.shape != self.shape:
+            raise ValueError(f"masks must share one (H, W) shape, not {self.shape} and {other.shape}")
+        return other.turned(self.by_columns).words
+
+
+def _length(height: int, width: int) -> int:
+    # One word more than the pixels need: a row may be read from the middle of a word into the next.
+    return height * width // 64 + 2
+
+
+def _pack(mask: Mask) -> Words:
+    packed = np.packbits(mask.reshape(-1), bitorder="little")
+    stream = np.zeros(_length(*mask.shape) * 8, dtype=np.uint8)
+    stream[: packed.size] = packed
+    return stream.view(np.uint64)

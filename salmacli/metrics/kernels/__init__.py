@@ -1,0 +1,36 @@
+"""The few loops over pixels: compiled by Numba where it is installed, in NumPy otherwise, with the same results."""
+
+from __future__ import annotations
+
+from salmacli.metrics.kernels import plain
+from salmacli.metrics.kernels.plain import BAD_CHARACTER, CUT_OFF, FINE, NEGATIVE, TOO_LONG, Planes
+
+try:
+    from salmacli.metrics.kernels import compiled
+except ImportError:  # no Numba for this Python
+    compiled = None  # type: ignore[assignment]
+
+_chosen = plain if compiled is None else compiled
+fill, overlap, popcount, runs_of_text, split, trace = (
+    _chosen.fill,
+    _chosen.overlap,
+    _chosen.popcount,
+    _chosen.runs_of_text,
+    _chosen.split,
+    _chosen.trace,
+)
+
+__all__ = [
+    "BAD_CHARACTER",
+    "CUT_OFF",
+    "FINE",
+    "NEGATIVE",
+    "TOO_LONG",
+    "Planes",
+    "fill",
+    "overlap",
+    "popcount",
+    "runs_of_text",
+    "split",
+    "trace",
+]
