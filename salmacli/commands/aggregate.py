@@ -66,9 +66,9 @@ def aggregate(
 
 
 def _rich(comparison: Comparison) -> Any:
-    from salmacli.report.tables import comparison_rich
+    from salmacli.report.tables import ComparisonTable
 
-    return comparison_rich(comparison)
+    return ComparisonTable(comparison)
 
 
 def _text(comparison: Comparison, form: Format) -> str:
@@ -80,7 +80,7 @@ def _text(comparison: Comparison, form: Format) -> str:
         from rich.console import Console
 
         buffer = StringIO()
-        Console(file=buffer, width=200).print(tables.comparison_rich(comparison))
+        Console(file=buffer, width=200).print(tables.ComparisonTable(comparison))
         return buffer.getvalue()
     writers = {
         Format.markdown: tables.comparison_markdown,

@@ -99,6 +99,7 @@ def _table(out: Path, marker: dict[str, Any]) -> Any:
     ]
     rows += [("davis", "valid"), ("refytvos", "train"), ("refytvos", "valid"), ("own", "train")]
     rows += [("refcoco", split) for split in ("train", "val", "testA", "testB")]
+    rows += [("grefcoco", split) for split in ("train", "val")]
     for name, split in rows:
         benchmark = open_synthetic(name, out, split)
         tags = Counter(

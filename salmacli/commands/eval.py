@@ -1,4 +1,4 @@
-"""``salma eval``: a checkpoint and a benchmark, or predictions on disk → scores."""
+"""``salma eval``: a checkpoint and a benchmark, or predictions on disk → scores, or a submission."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from salmacli.errors import UsageError
+
 if TYPE_CHECKING:
     from salmacli.data.benchmarks import Benchmark
+    from salmacli.engine.evaluation import Evaluation
     from salmacli.engine.progress import Progress
 
 
 class Set(str, Enum):
-    """Benchmarks that have a protocol."""
+    """Benchmarks that can be evaluated."""
 
     davis = "davis"
     mevis = "mevis"
     revos = "revos"
+    refytvos = "refytvos"
+    refcoco = "refcoco"
+    refcoco_plus = "refcoco+"
+    refcocog = "refcocog"
+    grefcoco = "grefcoco"
 
 
 class Mode(str, Enum):
@@ -36,47 +44,98 @@ class Missing(str, Enum):
     drop = "drop"
 
 
+class Scoring(str, Enum):
+    """How label pictures are scored."""
+
+    semi_supervised = "semi-supervised"
+    unsupervised = "unsupervised"
+
+
 def evaluate(
     benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
-    run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
+    run: Annotated[
+        Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
+        typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given."),
+    ] = None,
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A checkpoint instead of a run's newest."),
+    ] = None,
     data: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The split; the one that people report if not given.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="How videos are predicted; the model's own if not given.")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="Score this folder and predict nothing.")] = None,
-    missing: Annotated[
-        Missing, typer.Option(help="What a missing prediction is: an error, a score of 0, or left out.")
-    ] = Missing.error,
-    truth: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="davis: folder of true label PNGs <sequence>/<frame>.png, for --predictions of the same form."
-        ),
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The split; the one that people report if not given."),
+    ] = None,
+    mode: Annotated[
+        Optional[Mode],  # noqa: UP045
+        typer.Option(help="How videos are predicted; the model's own if not given."),
     ] = None,
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")
     ] = False,
+    predictions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Score these and predict nothing: a predictions folder, <video>/<expression>/<frame>.png, or one JSON"
+            " file of RLEs."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="davis: expression or annotators; mevis: v1 or v2. See docs/protocols.md."),
+    ] = None,
+    visa_compat: Annotated[
+        bool, typer.Option("--visa-compat", help="revos: round and count as the official script does.")
+    ] = False,
+    missing: Annotated[
+        Missing, typer.Option(help="What a missing prediction is: an error, a score of 0, or left out.")
+    ] = Missing.error,
+    submission: Annotated[
+        bool,
+        typer.Option("--submission", help="Write the zip for the benchmark's server; so it is without public truth."),
+    ] = False,
+    truth: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="davis: folder of true <sequence>/<frame>.png, for --predictions of the same form."),
+    ] = None,
+    scoring: Annotated[
+        Optional[Scoring],  # noqa: UP045
+        typer.Option(help="davis with --truth: semi-supervised (if not given) or unsupervised."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the scores; beside the predictions if not given."),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Also list this many of the worst cases.")] = 0,
+    plot: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="VIDEO/EXPRESSION", help="Also draw J and F over time of one expression."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Predict a benchmark with a model and score it, or score predictions that exist."""
-    from salmacli.errors import UsageError
     from salmacli.report.progress import TerminalProgress
 
     progress = TerminalProgress()
-    if truth is not None:
-        others = (run, checkpoint, data, split, mode, save_logits or None)
-        if benchmark is not Set.davis or predictions is None or any(option is not None for option in others):
+    if truth is not None or scoring is not None:
+        others = (run, checkpoint, data, split, mode, protocol, save_logits or None, submission or None)
+        if benchmark is not Set.davis or truth is None or predictions is None or any(o is not None for o in others):
             raise UsageError(
-                "--truth needs davis and --predictions, and takes none of the options about models and data",
+                "--truth and --scoring need davis and --predictions, and none of the options about models and data",
                 "salma eval davis --truth DIR --predictions DIR",
             )
-        _label_folders(truth, predictions, progress, as_json)
+        evaluation = _label_folders(truth, predictions, scoring, missing, progress)
+        _report(evaluation, out or _beside(predictions), worst, plot, progress, as_json)
         return
-    if predictions is not None and (run or checkpoint):
-        raise UsageError("--predictions scores what is on disk, --run and --checkpoint predict", "give one of them")
+    if predictions is not None and (run or checkpoint or mode or save_logits):
+        raise UsageError(
+            "--predictions scores what is on disk, --run, --checkpoint, --mode and --save-logits predict",
+            "give one of them",
+        )
+    chosen = _protocol(benchmark, protocol, visa_compat)
 
     from salmacli.engine.sources import open_source
 
@@ -86,8 +145,29 @@ def evaluate(
     if predictions is not None:
         folder, record = predictions, dict[str, Any]()
     else:
-        folder, record = _predict(source, run, checkpoint, mode, save_logits, progress)
-    _score(source, folder, record, missing, progress, as_json)
+        # The annotators' protocol merges soft masks, which are the logits.
+        logits = save_logits or chosen == "annotators"
+        folder, record = _predict(source, run, checkpoint, mode, logits, progress)
+    if submission or not source.public:
+        _submit(source, folder, out or _beside(folder), progress, as_json)
+        return
+
+    from salmacli.engine.evaluator import evaluate as score
+
+    evaluation = score(source, folder, chosen, missing.value, record, progress)
+    _report(evaluation, out or _beside(folder, chosen), worst, plot, progress, as_json)
+
+
+def _protocol(benchmark: Set, protocol: str | None, visa_compat: bool) -> str | None:
+    """The name of a protocol that is not the benchmark's default; None for that."""
+    from salmacli.engine.protocols import PROTOCOLS, protocol_of
+
+    if visa_compat:
+        if protocol not in (None, "visa-compat") or benchmark is not Set.revos:
+            raise UsageError("--visa-compat is a protocol of revos alone", "leave out --protocol, or --visa-compat")
+        return "visa-compat"
+    name = protocol_of(benchmark.value, protocol).name
+    return None if name == next(iter(PROTOCOLS[benchmark.value])) else name
 
 
 def _predict(
@@ -102,10 +182,12 @@ def _predict(
     from salmacli.engine.predictor import ensure_predictions
     from salmacli.engine.run_folder import RunFolder
 
-    chosen = RunFolder(run) if run else None
-    if chosen is None and checkpoint is None:
-        chosen = RunFolder.newest()
-        progress.say(f"run: {chosen.path} (the newest)")
+    chosen = None
+    if checkpoint is None:
+        chosen = RunFolder.choose(run)
+        progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
+    elif run is not None:
+        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
     return ensure_predictions(
         chosen,
         source,
@@ -116,36 +198,51 @@ def _predict(
     )
 
 
-def _score(
-    source: Benchmark,
-    folder: Path,
-    record: dict[str, Any],
-    missing: Missing,
-    progress: Progress,
-    as_json: bool,
-) -> None:
-    from salmacli.engine.evaluator import evaluate as score
-    from salmacli.report.console import emit_json, result
-    from salmacli.report.tables import results_table
+def _label_folders(
+    truth: Path, predictions: Path, scoring: Scoring | None, missing: Missing, progress: Progress
+) -> Evaluation:
+    from salmacli.engine.label_folders import score_label_folders
 
-    evaluation = score(source, folder, missing.value, record, progress)
-    # The scores lie beside the predictions: inside, they would be taken for a video.
-    place = folder.parent if folder.name == "predictions" else folder.with_name(f"{folder.name}-scores")
+    return score_label_folders(
+        truth, predictions, (scoring or Scoring.semi_supervised).value, missing=missing.value, progress=progress
+    )
+
+
+def _submit(source: Benchmark, folder: Path, place: Path, progress: Progress, as_json: bool) -> None:
+    from salmacli.engine.submission import write_submission
+    from salmacli.report.console import emit_json, result
+    from salmacli.report.tables import submission_text
+
+    path = place / f"{source.name}-{source.split}.zip"
+    record = write_submission(source, folder, path, progress)
+    if as_json:
+        emit_json(record)
+    else:
+        result(submission_text(record))
+
+
+def _report(
+    evaluation: Evaluation, place: Path, worst: int, plot: str | None, progress: Progress, as_json: bool
+) -> None:
+    """Write the files, print the tables, draw the plot."""
+    from salmacli.report.console import emit_json, result
+    from salmacli.report.plots import scores_over_time
+    from salmacli.report.tables import results_table, worst_table
+
     path = evaluation.write(place)
     if as_json:
         emit_json(evaluation.results)
     else:
-        result(results_table(evaluation.results))
-    progress.say(f"written: {path} and {path.with_name('per_expression.csv')}")
+        result(results_table(evaluation.results, evaluation.rows))
+        if worst:
+            result(worst_table(evaluation.rows, worst))
+    progress.say(f"written: {path} and beside it {evaluation.rows_name} and per_frame as .csv and .parquet")
+    if plot is not None:
+        progress.say(f"written: {scores_over_time(evaluation.frames, plot, place)}")
 
 
-def _label_folders(truth: Path, predictions: Path, progress: Progress, as_json: bool) -> None:
-    from salmacli.engine.label_folders import score_label_folders
-    from salmacli.report.console import emit_json, result
-    from salmacli.report.tables import label_table
-
-    scores = score_label_folders(truth, predictions, progress=progress)
-    if as_json:
-        emit_json({"schema": 1, "rows": scores.rows, "scores": scores.scores, "extra": scores.extra})
-    else:
-        result(label_table(scores))
+def _beside(predictions: Path, protocol: str | None = None) -> Path:
+    """Where the scores of predictions lie: never inside them, where they would be taken for a video."""
+    own = predictions.name == "predictions"
+    place = predictions.parent if own else predictions.with_name(f"{predictions.stem}-scores")
+    return place.with_name(f"{place.name}+{protocol}") if protocol else place

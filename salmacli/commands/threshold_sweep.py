@@ -82,9 +82,9 @@ def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Prog
 
 
 def _origin(run: RunFolder, source: Benchmark, predictions: Path) -> dict[str, Any]:
-    from salmacli.engine.predictions import Predictions
+    from salmacli.engine.predictions import open_predictions
 
-    record = Predictions(predictions).record
+    record = open_predictions(predictions).record
     return {
         "run": run.name,
         "benchmark": source.name,

@@ -108,6 +108,24 @@ class Benchmark:
         tracks = self.objects(video, expression)
         return None if tracks is None else self._united(video, tracks, str(self.masks_path), _union_of_bits)
 
+    def annotated(self, video: Video) -> list[Track] | None:
+        """Everything that is annotated in a video, one track per object; None where the set does not say.
+
+        Raises:
+            DataError: The video is missing, or its masks are broken.
+        """
+        return None
+
+    def annotated_bits(self, video: Video) -> list[Bits] | None:
+        """All of it together, one mask per frame; None where the set does not say.
+
+        Raises:
+            DataError: As ``truth``.
+        """
+        tracks = self.annotated(video)
+        where = f"{self.root}, masks of all that is annotated"
+        return None if tracks is None else self._united(video, tracks, where, _union_of_bits)
+
     def size(self, video: Video) -> tuple[int, int]:
         """(height, width) of a video, from the header of its first frame.
 
@@ -168,7 +186,7 @@ class Benchmark:
 
 
 def _union_of_bits(rles: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Bits:
-    return reduce(or_, map(rle.bits, rles)) if rles else Bits.empty(*size)
+    return reduce(or_, map(rle.bits, rles)) if rles else Bits.empty(*size, by_columns=True)
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None) -> Benchmark:

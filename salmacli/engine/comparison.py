@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 
 from salmacli.config.files import read_json
-from salmacli.engine.evaluator import SCHEMA
+from salmacli.engine.evaluation import SCHEMA
+from salmacli.engine.protocols import PROTOCOLS, protocol_of
 from salmacli.errors import DataError
 
-METRICS = ("J", "F", "JF")
+METRICS = ("J", "F", "JF")  # the headline of results that name none
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,18 @@ class Result:
 
     @property
     def column(self) -> str:
-        """What was scored; synthetic numbers never share a column with real ones."""
-        name = f"{self.content['benchmark']} {self.content['split']}"
+        """What was scored, by rules other than the usual ones; synthetic numbers never stand beside real ones."""
+        benchmark, protocol = self.content["benchmark"], (self.content.get("protocol") or {}).get("name")
+        usual = protocol_of(benchmark).name if benchmark in PROTOCOLS else None
+        name = f"{benchmark} {self.content['split']}"
+        if protocol not in (None, usual):
+            name += f" ({protocol})"
         return f"{name} (synthetic)" if self.content["synthetic"] else name
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The headline: what the benchmark's protocol reports first."""
+        return {metric: float(self.content["scores"][metric]) for metric in self.content.get("metrics", METRICS)}
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,16 @@ def compare(results: Iterable[Result], group_seeds: bool = False) -> Comparison:
     """
     results = list(results)
     rows = [
-        {"run": result.run, "mode": result.mode, "column": result.column, "config": _config(result)}
-        | {metric: float(result.content["scores"][metric]) for metric in METRICS}
-        for result in results
+        {
+            "run": result.run,
+            "mode": result.mode,
+            "column": result.column,
+            "config": _config(result),
+            "metric": metric,
+            "score": score,
+        }
+        for result in sorted(results, key=lambda result: result.column)
+        for metric, score in result.scores.items()
     ]
     long = pd.DataFrame(rows)
     if group_seeds:
@@ -118,7 +135,12 @@ def _read(path: Path) -> dict[str, Any]:
     for key, kind in (("benchmark", str), ("split", str), ("synthetic", bool), ("scores", dict)):
         if not isinstance(content.get(key), kind):
             raise DataError(f"{path}: {key} is {content.get(key)!r}", again)
-    for metric in METRICS:
+    metrics = content.get("metrics", METRICS)
+    if not isinstance(metrics, (list, tuple)) or not metrics or not all(isinstance(one, str) for one in metrics):
+        raise DataError(f"{path}: metrics is {metrics!r}", again)
+    if not isinstance(content.get("protocol") or {}, dict):
+        raise DataError(f"{path}: protocol is {content['protocol']!r}", again)
+    for metric in metrics:
         score = content["scores"].get(metric)
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
             raise DataError(f"{path}: the score {metric} is {score!r}, not a number in 0..1", again)
@@ -142,6 +164,8 @@ def _group_name(runs: pd.Series[str]) -> str:
 
 
 def _wide(long: pd.DataFrame, how: str) -> pd.DataFrame:
-    table = pd.pivot_table(long, index=["run", "mode"], columns="column", values=list(METRICS), aggfunc=how)
-    columns = [(metric, column) for column in sorted(set(long["column"])) for metric in METRICS]
-    return table.reindex(columns=columns).swaplevel(axis="columns")
+    table = pd.pivot_table(
+        long, index=["run", "mode"], columns=["column", "metric"], values="score", aggfunc=how, sort=False
+    )
+    columns = list(dict.fromkeys(zip(long["column"], long["metric"], strict=True)))
+    return table.sort_index().reindex(columns=columns)

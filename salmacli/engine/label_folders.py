@@ -1,161 +1,213 @@
-"""Scores of plain folders of label pictures ``<sequence>/<frame>.png``, object by object.
-
-This is DAVIS's semi-supervised scoring: identities are given, void is not masked, and the first frame (given
-to the method) and the last are not scored.
-"""
+"""Scores of plain folders of label pictures ``<sequence>/<frame>.png``, object by object, by the rules of DAVIS."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+import pandas as pd
 
+import salmacli
+from salmacli.config.files import safe_name
+from salmacli.engine.evaluation import SCHEMA, Evaluation
+from salmacli.engine.evaluator import Missing
+from salmacli.engine.label_counts import MOST_PROPOSALS, CountedSequence, count_sequence, pictures
+from salmacli.engine.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables, same
+from salmacli.engine.problems import Problem, named, per_kind, refuse
 from salmacli.engine.progress import Progress
+from salmacli.engine.protocols import Protocol
 from salmacli.engine.threads import in_threads
-from salmacli.errors import DataError
-from salmacli.metrics.contour import contour_accuracy
-from salmacli.metrics.counts import count_frames
-from salmacli.metrics.region import region_similarity
-from salmacli.metrics.statistics import summarise
+from salmacli.errors import DataError, UsageError
 
-VOID = 255
-Labels = NDArray[np.uint8]
+_OVERALL = "mean over the frames of an object, then over the objects of all sequences; J&F = (J + F) / 2"
+_OBJECTS = "the objects of a sequence are 1 to the highest label of its first true frame"
+_ROUNDING = "none; the official tool's two CSV files have three decimals"
+_DECAY = (
+    "The official tool keeps frame numbers in 8 bits, so that its decay is wrong or NaN beyond 256 frames; here it is"
+    " right. Sequences are the folders of the truth in alphabetical order, not those of a list"
+)
 
-
-@dataclass(frozen=True)
-class LabelScores:
-    """Scores of label folders.
-
-    Attributes:
-        rows: Per object: sequence, object, frames and J, F, JF, J_recall, J_decay, F_recall, F_decay.
-        scores: The same measures, meaned over all objects.
-        extra: Predicted sequences and frames that the truth does not have.
-    """
-
-    rows: list[dict[str, Any]]
-    scores: dict[str, float]
-    extra: int
+SCORINGS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "semi-supervised",
+            _OVERALL,
+            differs="A label above the number of objects ends the official tool; here it is reported as extra and the"
+            f" objects are scored. {_DECAY}",
+            metrics=MEASURES,
+            frames="all but the first and the last of a sequence",
+            void="255 in the truth is background",
+            matching=f"none: label n is object n; {_OBJECTS}",
+            rounding=_ROUNDING,
+            average=None,
+        ),
+        Protocol(
+            "unsupervised",
+            _OVERALL,
+            differs=f"{_DECAY}. The official CSV numbers the matched proposals of a sequence; the rows here name object"
+            " and proposal",
+            metrics=MEASURES,
+            void="255 in the truth is taken out of predictions",
+            matching=f"per sequence the assignment of predicted labels, at most {MOST_PROPOSALS}, to objects that has"
+            f" the highest sum of (J + F) / 2: swapped identities cost nothing; {_OBJECTS}",
+            rounding=_ROUNDING,
+            average=None,
+        ),
+    )
+}
 
 
 def score_label_folders(
     truth_dir: Path,
     prediction_dir: Path,
-    objects: Sequence[int] | None = None,
-    skip_ends: bool = True,
+    scoring: str = "semi-supervised",
+    missing: Missing = "error",
     progress: Progress | None = None,
-) -> LabelScores:
+    name: str = "val",
+) -> Evaluation:
     """Score label pictures against label pictures.
 
     Args:
-        truth_dir: One folder of indexed or grey PNGs per sequence.
+        truth_dir: One folder of indexed or grey PNGs per sequence; 255 is void.
         prediction_dir: The same sequences, frames and sizes.
-        objects: Labels to score in every sequence; by default 1 to the highest label of a sequence's first
-            true frame, as the official tool does.
-        skip_ends: Leave out each sequence's first and last frame.
+        scoring: A key of ``SCORINGS``.
+        missing: A predicted picture that is missing or does not fit is an error, scores 0 for each object
+            whatever the truth, or is left out of the means. It is counted and named either way.
         progress: Told of every sequence.
+        name: Of the set, as the names of the official tool's two files have it.
 
     Raises:
-        DataError: A folder, sequence or frame is missing, unreadable or of another size.
+        DataError: The truth is missing or broken, a prediction is (with ``missing="error"``), a sequence has more
+            proposals than the official tool takes, or ``name`` could lead out of a folder.
+        UsageError: There is no such scoring.
 
-    Source: davis2017-evaluation, task semi-supervised.
+    Source: davis2017-evaluation.
     """
-    sequences = _sequences(truth_dir)
-    extra = len(set(_folders(prediction_dir)) - set(sequences))
-    scored = in_threads(
-        lambda name: _score(truth_dir / name, prediction_dir / name, objects, skip_ends),
-        sequences,
+    if scoring not in SCORINGS:
+        raise UsageError(f"there is no scoring {scoring!r}", f"choose one of {', '.join(SCORINGS)}")
+    safe_name(name, "the name of the set")
+    names, predicted = _folders(truth_dir), _folders(prediction_dir)
+    if not names:
+        raise DataError(f"{truth_dir} holds no folder of label pictures", "expected <sequence>/<frame>.png below it")
+    matching = scoring == "unsupervised"
+    counted = in_threads(
+        lambda folder: count_sequence(truth_dir / folder, prediction_dir / folder, matching, skip_ends=not matching),
+        names,
         "scoring label pictures",
         progress,
     )
-    rows = [row for found, _ in scored for row in found]
-    extra += sum(unknown for _, unknown in scored)
-    measures = [key for key in rows[0] if key not in ("sequence", "object", "frames")]
-    return LabelScores(rows, {key: float(np.mean([row[key] for row in rows])) for key in measures}, extra)
+    problems = Counter(fault for one in counted for fault in one.faults * one.objects if fault is not None)
+    if problems and missing == "error":
+        refuse(problems, sum(len(one.frames) * one.objects for one in counted), prediction_dir)
+    scored = [_score(one, matching, missing) for one in counted]
+    rows = [row for of_sequence, _ in scored for row in of_sequence]
+    if not rows:
+        raise DataError(f"{prediction_dir}: no object is left to score", "predict the sequences of the truth")
+    extra = Counter({folder: len(pictures(prediction_dir / folder)) for folder in predicted if folder not in names})
+    extra.update(where for one in counted for where in sorted(one.extra))
+    results = {
+        "schema": SCHEMA,
+        "benchmark": f"davis {scoring}",
+        "split": name,
+        "synthetic": False,
+        **dict.fromkeys(("mode", "run", "checkpoint", "config")),
+        "protocol": SCORINGS[scoring].record(missing),
+        "metrics": list(MEASURES),
+        "scores": means(rows),
+        "groups": {},
+        "counts": _counts(counted, rows, problems, extra),
+        "problems": named(problems),
+        "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
+        "left_out": [where for one in counted for where in sorted(one.left_out)],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "salma": salmacli.__version__,
+    }
+    tables = object_tables(rows, [part for _, of_sequence in scored for part in of_sequence])
+    return Evaluation(results, *tables, "per_object", official_texts(rows, name))
 
 
-def read_labels(path: Path) -> Labels:
-    """One label picture, (H, W) uint8; palettes are ignored, labels are what is stored.
+def official_texts(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
+    """The two files of the official tool, byte for byte.
 
-    Raises:
-        DataError: It is missing, broken or in colour.
+    Args:
+        rows: One per object, in the official order.
+        name: Of the set.
+
+    Source: davis2017-evaluation, ``evaluation_method.py``.
     """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L", "1"):
-                raise DataError(f"{path} is a picture of mode {picture.mode}, not of labels", "save it indexed or grey")
-            return np.array(picture, dtype=np.uint8)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing", "every frame of the truth needs a prediction") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} cannot be read as a picture: {error}", "write it again") from None
+    titles = ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay"]
+    whole = pd.DataFrame([list(means(rows).values())], columns=titles)
+    seen: Counter[str] = Counter()
+    lines = []
+    for row in rows:
+        seen[row["sequence"]] += 1
+        lines.append((f"{row['sequence']}_{seen[row['sequence']]}", row["J"], row["F"]))
+    parts = pd.DataFrame(lines, columns=["Sequence", "J-Mean", "F-Mean"])
+    return {
+        f"{title}-{name}.csv": table.to_csv(index=False, float_format="%.3f", lineterminator="\n")
+        for title, table in (("global_results", whole), ("per-sequence_results", parts))
+    }
 
 
-def _score(
-    truth_dir: Path, prediction_dir: Path, objects: Sequence[int] | None, skip_ends: bool
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows of one sequence and the number of frames only the prediction has."""
-    frames = _pictures(truth_dir)
-    unknown = len(set(_pictures(prediction_dir)) - set(frames))
-    if objects is None:
-        first = read_labels(truth_dir / frames[0])
-        objects = range(1, int(np.where(first == VOID, 0, first).max()) + 1)
-        if not objects:
-            raise DataError(f"{truth_dir / frames[0]} has no object", "name the labels to score")
-    scored = frames[1:-1] if skip_ends else frames
-    if not scored:
-        raise DataError(f"{truth_dir} has {len(frames)} frames, none beside the first and last", "score all frames")
-    counts = np.stack([_count_objects(truth_dir / name, prediction_dir / name, objects) for name in scored], axis=1)
-    rows = []
-    for label, of_object in zip(objects, counts, strict=True):
-        J, F = summarise(region_similarity(of_object)), summarise(contour_accuracy(of_object))
-        rows.append(
+def _score(counted: CountedSequence, matching: bool, missing: Missing) -> tuple[list[dict[str, Any]], list[Any]]:
+    """A sequence's rows, in the official order, and its columns of ``per_frame``, per object."""
+    failed = np.array([fault is not None for fault in counted.faults])
+    kept = ~failed if missing == "drop" else np.ones_like(failed)
+    tables = [table for table, keep in zip(counted.counts, kept, strict=True) if keep]
+    scores: list[ObjectScores] = []
+    if tables and matching:
+        rows = max(counted.proposals, counted.objects)
+        scores = matched(tables, counted.proposals, np.tile(failed[kept], (rows, 1)))
+    elif tables:
+        scores = same(tables, failed[kept])
+    unscored = np.stack([table[0] if matching else table for table in counted.counts], axis=1)
+    kinds = np.array([fault.kind if fault else None for fault in counted.faults], dtype=object)
+    by_object = {score.object: score for score in scores}
+    columns = []
+    for number in range(1, counted.objects + 1):
+        score = by_object.get(number)
+        about = _about(counted, number, score).items()
+        columns.append(
             {
-                "sequence": truth_dir.name,
-                "object": int(label),
-                "frames": len(scored),
-                "J": J.mean,
-                "F": F.mean,
-                "JF": (J.mean + F.mean) / 2,
-                "J_recall": J.recall,
-                "J_decay": J.decay,
-                "F_recall": F.recall,
-                "F_decay": F.decay,
+                **{key: np.full(len(kept), value, dtype=object) for key, value in about},
+                "frame": np.array(counted.frames, dtype=object),
+                **frame_columns(score, kept, unscored[number - 1], counted.shape[0] * counted.shape[1]),
+                "problem": kinds,
             }
         )
-    return rows, unknown
+    lost = int(failed.sum())
+    return [{**_about(counted, score.object, score), "missing": lost, **score.row()} for score in scores], columns
 
 
-def _count_objects(truth_path: Path, prediction_path: Path, objects: Sequence[int]) -> NDArray[np.int64]:
-    """(objects, 6) counts of one frame."""
-    truth, prediction = read_labels(truth_path), read_labels(prediction_path)
-    if truth.shape != prediction.shape:
-        raise DataError(
-            f"{prediction_path} is of size {prediction.shape} where {truth_path} is {truth.shape}",
-            "predict at the size of the truth; nothing is resized here",
-        )
-    return count_frames((prediction == label, truth == label) for label in objects)
+def _about(counted: CountedSequence, number: int, score: ObjectScores | None) -> dict[str, Any]:
+    """What tells an object from the others."""
+    return {"sequence": counted.name, "object": number, "proposal": score.proposal if score else None}
 
 
-def _sequences(folder: Path) -> list[str]:
-    names = _folders(folder)
-    if not names:
-        raise DataError(f"{folder} holds no folder of label pictures", "expected <sequence>/<frame>.png below it")
-    return names
+def _counts(
+    counted: Sequence[CountedSequence],
+    rows: Sequence[Mapping[str, Any]],
+    problems: Counter[Problem],
+    extra: Counter[str],
+) -> dict[str, Any]:
+    return {
+        "videos": len({row["sequence"] for row in rows}),
+        "objects": len(rows),
+        "left_out": sum(one.objects for one in counted) - len(rows),
+        "frames": sum(row["frames"] for row in rows),
+        "missing": sum(problems.values()),
+        "problems": per_kind(problems),
+        "extra": sum(extra.values()),
+        "fallbacks": {},
+    }
 
 
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name the folder that holds one folder per sequence")
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.glob("*.png"))
-    if not names:
-        raise DataError(f"{folder} has no PNG", "every sequence of the truth needs its label pictures")
-    return names

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salmacli.config.files import write_json
-from salmacli.data.rle import decode
-from salmacli.engine.evaluator import check_asked, check_same, load_truth, truth_of
-from salmacli.engine.predictions import PredictedVideo, Predictions
+from salmacli.engine.counting import check_asked, truth_of
+from salmacli.engine.evaluator import check_same
+from salmacli.engine.own_predictions import OwnPredictions, OwnVideo
+from salmacli.engine.problems import ProblemError
 from salmacli.engine.progress import Progress
-from salmacli.engine.protocols import PROTOCOLS
+from salmacli.engine.protocols import PROTOCOLS, protocol_of
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError
 from salmacli.metrics.threshold import Choice, choose, dice, intersection_over_union, sweep
@@ -78,9 +79,8 @@ def sweep_predictions(
     Raises:
         DataError: Logits, predictions or truth are missing or do not fit.
     """
-    found = Predictions(predictions)
+    found = OwnPredictions(predictions)
     check_same(benchmark, found)
-    load_truth(benchmark)
     swept = in_threads(
         lambda video: _sweep_video(benchmark, found, video, thresholds),
         benchmark.videos,
@@ -105,7 +105,7 @@ def has_logits(benchmark: Benchmark, predictions: Path, step: int | None = None)
     """Whether a folder holds logits of every video of a benchmark, by the checkpoint of ``step``."""
     if not predictions.is_dir():
         return False
-    record = Predictions(predictions).record
+    record = OwnPredictions(predictions).record
     checkpoint = record.get("checkpoint")
     found = checkpoint.get("step") if isinstance(checkpoint, dict) else None
     if record.get("split") != benchmark.split or (step is not None and found != step):
@@ -142,27 +142,27 @@ def _neighbours(size: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def _sweep_video(
-    benchmark: Benchmark, found: Predictions, video: Video, thresholds: NDArray[np.float64]
+    benchmark: Benchmark, found: OwnPredictions, video: Video, thresholds: NDArray[np.float64]
 ) -> list[NDArray[np.float64]]:
     """(2, K) IoU and Dice of every counted expression of one video."""
-    predicted, logits = found.read(video.name), found.logits(video.name)
+    predicted, logits = found.read(video), found.logits(video.name)
     if predicted is None or logits is None:
         suffix = "json" if predicted is None else "npz"
-        raise DataError(f"{found.folder}: {video.name}.{suffix} is missing", "predict again: salma threshold-sweep")
+        raise DataError(f"{found.path}: {video.name}.{suffix} is missing", "predict again: salma threshold-sweep")
     # A threshold on the probability is one on the logit. Logits are compared, because a sigmoid in floating
     # point makes 0.5 of many of them; a logit of exactly 0 is foreground here and background in the masks
     # the predictor wrote (logit > 0), which real logits do not meet.
     limits = np.log(thresholds) - np.log1p(-thresholds)
-    kinds = PROTOCOLS[benchmark.name].kinds if benchmark.name in PROTOCOLS else None
+    kinds = protocol_of(benchmark.name).kinds if benchmark.name in PROTOCOLS else None
     rows = []
     for expression in video.expressions:
         if kinds is not None and expression.kind not in kinds:
             continue
         check_asked(benchmark, predicted, expression)
-        truth = truth_of(benchmark, video, expression)
+        truth = (bits.to_mask() for bits in truth_of(benchmark, video, expression))
         counts = [
-            sweep(_scores(predicted, logits, expression.id, frame, target), target.astype(np.bool_), limits)
-            for frame, target in zip(video.frames, map(decode, truth), strict=True)
+            sweep(_scores(predicted, logits, expression.id, frame, target), target, limits)
+            for frame, target in zip(video.frames, truth, strict=True)
         ]
         stacked = np.stack(counts)
         rows.append(np.stack([intersection_over_union(stacked).mean(0), dice(stacked).mean(0)]))
@@ -170,7 +170,7 @@ def _sweep_video(
 
 
 def _scores(
-    predicted: PredictedVideo,
+    predicted: OwnVideo,
     logits: dict[str, NDArray[np.float32]],
     expression: str,
     frame: str,
@@ -179,9 +179,12 @@ def _scores(
     """Logits of one frame at the size of the truth; of a fall-back its mask, which no threshold moves."""
     if predicted.size != target.shape:
         raise DataError(f"{predicted.path} is of size {predicted.size} where the truth is {target.shape}")
-    mask = predicted.mask(expression, frame)
+    try:
+        mask = predicted.bits(expression, frame).to_mask()
+    except ProblemError as error:
+        raise DataError(f"{predicted.path}: {error}", "predict this video again") from None
     if expression not in logits:
-        if predicted.expressions[expression].fallback is None:
+        if predicted.said(expression).fallback is None:
             raise DataError(f"{predicted.path.with_suffix('.npz')} lacks expression {expression!r}")
         return np.where(mask, np.inf, -np.inf)
     of_expression = logits[expression]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,8 @@ from salmacli.metrics import kernels
 
 Mask = NDArray[np.bool_]
 Words = NDArray[np.uint64]
+
+_AT_ONCE = 1 << 16  # pixels
 
 
 @dataclass(slots=True, eq=False)
@@ -51,11 +52,6 @@ class Bits:
         return cls(_pack(mask.T if by_columns else mask), height, width, by_columns)
 
     @classmethod
-    def of_labels(cls, labels: NDArray[np.uint8], label: int | None = None) -> Any:
-        """TODO goes."""
-        return cls.of_label(labels, label) if label is not None else cls.of_every_label(labels)
-
-    @classmethod
     def of_label(cls, labels: NDArray[np.uint8], label: int) -> Bits:
         """One object of a picture of object numbers.
 
@@ -64,21 +60,14 @@ class Bits:
             label: The object's number.
         """
         height, width = labels.shape
-        return cls(_pack(labels == label), height, width)
-
-    @classmethod
-    def of_every_label(cls, labels: NDArray[np.uint8]) -> dict[int, Bits]:
-        """Every object of a picture of object numbers, in one pass.
-
-        Args:
-            labels: (H, W) object numbers, 0 is background.
-
-        Returns:
-            By number, those that the picture holds.
-        """
-        height, width = labels.shape
-        found, streams = kernels.split(labels, _length(height, width))
-        return {int(label): cls(stream, height, width) for label, stream in zip(found, streams, strict=True)}
+        stream = np.zeros(_length(height, width) * 8, dtype=np.uint8)
+        # A few rows at a time, whole bytes of the stream: what stays in the cache needs no new pages either.
+        rows = max(_AT_ONCE // width // 8, 1) * 8
+        for top in range(0, height, rows):
+            packed = np.packbits(labels[top : top + rows] == label, bitorder="little")
+            begin = top * width // 8
+            stream[begin : begin + packed.size] = packed
+        return cls(stream.view(np.uint64), height, width)
 
     @classmethod
     def of_runs(cls, runs: NDArray[np.int64], height: int, width: int) -> Bits:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from salmacli.config.files import write_atomic
-from salmacli.errors import DataError
+from salmacli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -77,6 +81,42 @@ def threshold_curve(record: Mapping[str, Any], out: Path) -> Path:
     axis.set_title(f"Thresholds: {where}" if where else "Thresholds", loc="left")
     figure.legend(loc="outside lower center", ncol=3, frameon=False)
     return _save(figure, out)
+
+
+def scores_over_time(frames: pd.DataFrame, case: str, folder: Path) -> Path:
+    """Draw J and F of one expression or object, frame by frame; frames with a problem are marked.
+
+    Args:
+        frames: The content of ``per_frame``.
+        case: ``<video>/<expression>``, or ``<sequence>/<object>``.
+        folder: Gets ``over_time/<case>.png``.
+
+    Raises:
+        UsageError: There is no such case.
+    """
+    outer, inner = ("video", "expression") if "video" in frames else ("sequence", "object")
+    video, _, name = case.rpartition("/")
+    shown = frames[(frames[outer].astype(str) == video) & (frames[inner].astype(str) == name)]
+    if shown.empty:
+        some = frames[[outer, inner]].astype(str).drop_duplicates().agg("/".join, axis=1).head(3)
+        raise UsageError(f"--plot: there is no {outer}/{inner} {case!r}", f"one of {', '.join(some)}, …")
+    figure, (axis,) = _figure(rows=1)
+    places = range(len(shown))
+    for metric, what in (("J", "J (region)"), ("F", "F (contour)")):
+        values = 100 * shown[metric].to_numpy(dtype=float)
+        known = values[~np.isnan(values)]
+        mean = f", mean {known.mean():.1f}" if known.size else ""
+        axis.plot(places, values, linewidth=1.8, marker="o", markersize=3, label=f"{what}{mean}")
+    for problem, rows in shown.assign(place=places).groupby("problem"):
+        axis.plot(rows["place"], [0] * len(rows), "x", color="0.3", label=f"{problem}: {len(rows)} frames")
+    axis.set_ylim(-2, 102)
+    axis.set_ylabel("%")
+    axis.set_xlabel("frame")
+    step = max(1, len(shown) // 10)
+    axis.set_xticks(list(places)[::step], [str(frame) for frame in shown["frame"]][::step])
+    axis.set_title(f"J and F over time: {case}", loc="left")
+    figure.legend(loc="outside lower center", ncol=3, frameon=False)
+    return _save(figure, folder / "over_time" / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', case)}.png")
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

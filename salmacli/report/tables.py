@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from salmacli.engine.comparison import Comparison
-from salmacli.engine.label_folders import LabelScores
 
-LABELS = {"JF": "J&F"}
+LABELS = {"JF": "J&F", "N_acc": "N-acc", "T_acc": "T-acc", "A_rle": "A (0/1)", "R_rle": "R (0/1)"}
 NONE = "–"
 
 
@@ -23,48 +24,87 @@ def percent(score: float | None) -> str:
     return NONE if score is None or pd.isna(score) else f"{100 * score:.1f}"
 
 
-def results_table(results: Mapping[str, Any]) -> Group:
+def _label(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def _cells(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[str]:
+    return [percent(scores.get(metric)) for metric in metrics]
+
+
+def _what(results: Mapping[str, Any]) -> str:
+    """Benchmark, split, protocol and mode in a line."""
+    what = f"{results['benchmark']} {results['split']}"
+    protocol = results.get("protocol", {}).get("name", "default")
+    if protocol != "default" and protocol not in what:
+        what += f", {protocol}"
+    if results.get("synthetic"):
+        what += " (synthetic)"
+    return f"{what}, mode {results['mode']}" if results.get("mode") else what
+
+
+def results_table(results: Mapping[str, Any], rows: pd.DataFrame | None = None) -> Group:
     """One evaluation: overall scores, groups, and what was counted.
 
     Args:
         results: The content of ``results.json``.
+        rows: One row per object, where objects of sequences were scored: they are listed, too.
     """
-    scores = results["scores"]
-    where = f"{results['benchmark']} {results['split']}" + (" (synthetic)" if results.get("synthetic") else "")
-    title = f"{where}, mode {results['mode']}, %" if results.get("mode") else f"{where}, %"
-    table = Table(title=escape(title), title_justify="left")
+    scores, counts = results["scores"], results["counts"]
+    unit = "objects" if "objects" in counts else "expressions"
+    table = Table(title=escape(f"{_what(results)}, %"), title_justify="left")
     table.add_column("")
     for metric in scores:
-        table.add_column(LABELS.get(metric, metric), justify="right")
-    table.add_column("expressions", justify="right")
-    counts = results["counts"]
-    table.add_row("all", *[percent(value) for value in scores.values()], str(counts["expressions"]), style="bold")
+        table.add_column(_label(metric), justify="right")
+    table.add_column(unit, justify="right")
+    micro = results.get("micro")
+    table.add_row("macro" if micro else "all", *_cells(scores, scores), str(counts[unit]), style="bold")
+    if micro:
+        table.add_row("micro", *_cells(micro, scores), str(counts[unit]))
     for group, parts in results.get("groups", {}).items():
         if group == "kind" and len(parts) == 1:
             continue
         table.add_section()
         for value, part in parts.items():
-            cells = [percent(part.get(metric)) for metric in scores]
-            table.add_row(escape(f"{group}: {value}"), *cells, str(part["expressions"]))
+            table.add_row(escape(f"{group}: {value}"), *_cells(part, scores), str(part.get(unit, "")))
+    if rows is not None and unit == "objects" and "sequence" in rows:
+        table.add_section()
+        for row in rows.to_dict("records"):
+            table.add_row(escape(f"{row['sequence']} {row['object']}"), *_cells(row, scores), "")
     return Group(table, Text(_counted(counts)))
 
 
-def label_table(found: LabelScores) -> Table:
-    """Scores of label folders, one row per sequence and object."""
-    rows, scores = found.rows, found.scores
-    table = Table(title="label pictures, first and last frame not scored, %", title_justify="left")
-    for column in ("sequence", "object"):
-        table.add_column(column)
-    table.add_column("frames", justify="right")
-    for metric in scores:
-        table.add_column(LABELS.get(metric, metric.replace("_", " ")), justify="right")
-    for row in rows:
-        cells = [percent(row[metric]) for metric in scores]
-        table.add_row(escape(row["sequence"]), str(row["object"]), str(row["frames"]), *cells)
-    table.add_section()
-    frames = str(sum(row["frames"] for row in rows))
-    table.add_row("all", str(len(rows)), frames, *[percent(value) for value in scores.values()], style="bold")
+def worst_table(rows: pd.DataFrame, most: int) -> Table:
+    """The rows with the lowest scores, lowest first.
+
+    Args:
+        rows: One per expression or object.
+        most: How many are shown.
+    """
+    names = [column for column in ("video", "sequence", "expression", "object", "text") if column in rows]
+    metrics = [metric for metric in ("JF", "J", "F") if metric in rows]
+    table = Table(title=f"the {min(most, len(rows))} worst, %", title_justify="left")
+    for column in names:
+        table.add_column(column, overflow="fold")
+    for metric in metrics:
+        table.add_column(_label(metric), justify="right")
+    for column in ("frames", "missing"):
+        if column in rows:
+            table.add_column(column, justify="right")
+    ordered = rows.sort_values(metrics[0], kind="stable", na_position="last")
+    for row in ordered.head(most).to_dict("records"):
+        rest = [str(row[column]) for column in ("frames", "missing") if column in row]
+        table.add_row(*[escape(str(row[column])) for column in names], *_cells(row, metrics), *rest)
     return table
+
+
+def submission_text(record: Mapping[str, Any]) -> str:
+    """What a submission holds, and what it does not."""
+    what = ", ".join(f"{record[key]} {key}" for key in ("videos", "expressions", "masks"))
+    lines = [f"{record['path']}: {what}, {record['bytes'] / 1e6:.1f} MB; read back and complete"]
+    if record.get("extra"):
+        lines.append(f"{record['extra']} predicted masks that the benchmark does not ask for were left out")
+    return "\n".join([*lines, *record.get("notes", [])])
 
 
 def sweep_table(record: Mapping[str, Any], around: int = 2) -> Table:
@@ -88,27 +128,46 @@ def sweep_table(record: Mapping[str, Any], around: int = 2) -> Table:
     return table
 
 
-def comparison_rich(comparison: Comparison) -> Table:
-    """Runs against benchmarks for the terminal, best of each column in bold."""
-    table = Table(title="%, best in bold", title_justify="left")
-    height = max(len(benchmark.split()) for benchmark, _ in comparison.columns())
-    for name in comparison.frame.index.names:
-        table.add_column("\n" * height + str(name), overflow="fold")
-    previous = None
-    for benchmark, metric in comparison.columns():
-        # The benchmark stands once, over its first column, a word a line: three of them fit 80 columns.
-        words = benchmark.split() if benchmark != previous else []
-        previous = benchmark
-        lines = [*words, *[""] * (height - len(words)), LABELS.get(metric, metric)]
-        table.add_column(escape("\n".join(lines)), justify="right", no_wrap=True)
-    for labels, cells in _rows(comparison, bold=lambda text: f"[bold]{text}[/bold]"):
-        table.add_row(*map(escape, labels), *cells)
-    return table
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Runs against benchmarks for the terminal, best of each column in bold; as many tables as the width asks for."""
+
+    comparison: Comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """A benchmark's columns stay together; each table holds what fits."""
+        columns = self.comparison.columns()
+        parts = [[n for n, (name, _) in enumerate(columns) if name == benchmark] for benchmark in dict(columns)]
+        shown: list[int] = []
+        for part in parts:
+            fits = Measurement.get(console, options.update(width=10_000), self._table(shown + part)).maximum
+            if shown and fits > options.max_width:
+                yield self._table(shown)
+                shown = []
+            shown = shown + part
+        yield self._table(shown)
+
+    def _table(self, shown: Sequence[int]) -> Table:
+        columns = [self.comparison.columns()[n] for n in shown]
+        table = Table(title="%, best in bold", title_justify="left")
+        height = max(len(benchmark.split()) for benchmark, _ in columns)
+        for name in self.comparison.frame.index.names:
+            table.add_column("\n" * height + str(name), overflow="fold")
+        previous = None
+        for benchmark, metric in columns:
+            # The benchmark stands once, over its first column, a word a line: three of them fit 80 columns.
+            words = benchmark.split() if benchmark != previous else []
+            previous = benchmark
+            lines = [*words, *[""] * (height - len(words)), _label(metric)]
+            table.add_column(escape("\n".join(lines)), justify="right", no_wrap=True)
+        for labels, cells in _rows(self.comparison, bold=lambda text: f"[bold]{text}[/bold]"):
+            table.add_row(*map(escape, labels), *[cells[n] for n in shown])
+        return table
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Runs against benchmarks as a Markdown table."""
-    head = [*comparison.frame.index.names, *(f"{b} {LABELS.get(m, m)}" for b, m in comparison.columns())]
+    head = [*comparison.frame.index.names, *(f"{b} {_label(m)}" for b, m in comparison.columns())]
     rule = ["---"] * comparison.frame.index.nlevels + ["---:"] * comparison.frame.shape[1]
     lines = [[_markdown(str(cell)) for cell in head], rule]
     for labels, cells in _rows(comparison, bold=lambda text: f"**{text}**"):
@@ -127,7 +186,7 @@ def comparison_latex(comparison: Comparison) -> str:
     for metrics in benchmarks.values():
         rules.append(f"\\cmidrule(lr){{{start}-{start + len(metrics) - 1}}}")
         start += len(metrics)
-    under = [_latex(LABELS.get(m, m)) for metrics in benchmarks.values() for m in metrics]
+    under = [_latex(_label(m)) for metrics in benchmarks.values() for m in metrics]
     names = [_latex(str(name)) for name in comparison.frame.index.names]
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -173,7 +232,8 @@ def _cell(comparison: Comparison, row: int, column: int) -> str:
 
 
 def _counted(counts: Mapping[str, Any]) -> str:
-    parts = [f"{counts['videos']} videos", f"{counts['frames']} expression-frames"]
+    frames = "object-frames" if "objects" in counts else "expression-frames"
+    parts = [f"{counts['videos']} videos", f"{counts['frames']} {frames}"]
     for reason, number in counts.get("fallbacks", {}).items():
         parts.append(f"{number} fall-backs ({reason})")
     for key, words in (

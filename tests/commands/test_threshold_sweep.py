@@ -17,6 +17,7 @@ from salmacli.data.records import Expression, Video
 from salmacli.data.rle import encode
 from salmacli.engine.run_folder import RunFolder
 from salmacli.errors import DataError
+from salmacli.metrics.bits import Bits
 
 app = typer.Typer()
 app.command()(threshold_sweep)
@@ -39,8 +40,8 @@ class Benchmark:
         mask[:, 4:16, 4 + 2 * start : 18 + 2 * start] = True
         return mask
 
-    def truth(self, video, expression):
-        return [encode(mask) for mask in self.mask(video)]
+    def truth_bits(self, video, expression):
+        return [Bits.of_mask(mask) for mask in self.mask(video)]
 
 
 def predict(folder, benchmark):

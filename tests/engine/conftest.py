@@ -11,6 +11,7 @@ import pytest
 
 from salmacli.data.records import Expression, Video
 from salmacli.data.rle import encode
+from salmacli.metrics.bits import Bits
 
 SIZE = (40, 60)
 
@@ -30,6 +31,14 @@ class FakeBenchmark:
             return None
         return [encode(mask) for mask in self.masks[video.name, expression.id]]
 
+    def truth_bits(self, video, expression):
+        if not self.public:
+            return None
+        return [Bits.of_mask(mask, by_columns=True) for mask in self.masks[video.name, expression.id]]
+
+    def objects(self, video, expression):
+        return [self.truth(video, expression)]
+
 
 def fake_benchmark(name="mevis", videos=3, frames=4, expressions=None, seed=0):
     """Each expression's truth is a box that moves to the right; expressions without targets have none."""
@@ -37,7 +46,7 @@ def fake_benchmark(name="mevis", videos=3, frames=4, expressions=None, seed=0):
     expressions = expressions or (
         Expression("0", "the red box", ("0",), tags={"category": "attribute", "distractor": True}),
         Expression("1", "the box moving right", ("1",), tags={"category": "motion", "distractor": False}),
-        Expression("2", "the purple box", (), tags={"category": "none", "distractor": False}),
+        Expression("2", "the purple box", (), "no-target", tags={"category": "none", "distractor": False}),
     )
     frame_names = tuple(f"{f:05d}" for f in range(frames))
     all_videos = tuple(Video(f"v{v}", frame_names, tuple(expressions)) for v in range(videos))

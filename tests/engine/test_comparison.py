@@ -74,6 +74,31 @@ def test_different_rules_are_noticed(tmp_path):
     assert mixed_protocols(read_results(tmp_path)) == ["mevis valid"]
 
 
+def test_each_benchmark_has_its_own_metrics(tmp_path):
+    put(tmp_path, "a", score=0.5)
+    put(tmp_path, "a", "refcoco+", metrics=["cIoU", "gIoU"], scores={"cIoU": 0.6, "gIoU": 0.7, "P@0.5": 0.8})
+    put(tmp_path, "b", "refcoco+", metrics=["cIoU", "gIoU"], scores={"cIoU": 0.5, "gIoU": 0.75, "P@0.5": 0.8})
+    comparison = compare(read_results(tmp_path))
+    both = [("refcoco+ valid", metric) for metric in ("cIoU", "gIoU")]
+    assert comparison.columns() == [("mevis valid", metric) for metric in ("J", "F", "JF")] + both
+    assert comparison.frame[both].to_numpy().tolist() == [[0.6, 0.7], [0.5, 0.75]]
+    assert comparison.best()[both].to_numpy().tolist() == [[True, False], [False, True]]
+
+
+def test_other_protocols_than_the_usual_have_columns_of_their_own(tmp_path):
+    v2 = ["J", "F", "JF", "N_acc", "T_acc", "final"]
+    put(tmp_path, "a", protocol={"name": "v1"})
+    put(tmp_path, "a", mode="v2", metrics=v2, scores=dict.fromkeys(v2, 0.25), protocol={"name": "v2"})
+    put(tmp_path, "a", "mine", protocol={"name": "anything"}, synthetic=True)
+    found = read_results(tmp_path)
+    assert sorted(result.column for result in found) == [
+        "mevis valid",
+        "mevis valid (v2)",
+        "mine valid (anything) (synthetic)",
+    ]
+    assert [metric for column, metric in compare(found).columns() if column == "mevis valid (v2)"] == v2
+
+
 def test_no_results_say_how_to_make_some(tmp_path):
     for runs in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match="salma eval mevis"):
@@ -90,6 +115,9 @@ def test_no_results_say_how_to_make_some(tmp_path):
         ({"scores": [1]}, "scores is"),
         ({"scores": {"J": 0.5, "F": 0.5}}, "score JF is None"),
         ({"scores": {"J": 50.1, "F": 0.5, "JF": 0.5}}, "score J is 50.1"),
+        ({"metrics": "J"}, "metrics is 'J'"),
+        ({"metrics": ["J", "cIoU"]}, "score cIoU is None"),
+        ({"protocol": "v1"}, "protocol is 'v1'"),
         ({"scores": {"J": float("nan"), "F": 0.5, "JF": 0.5}}, "score J is nan"),
     ],
 )

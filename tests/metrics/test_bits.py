@@ -35,9 +35,9 @@ def test_runs_are_what_pycocotools_wrote(size):
         assert np.array_equal(rle.bits(encoded).words, Bits.of_mask(mask, by_columns=True).words)
 
 
-@pytest.mark.parametrize("size", [*SIZES, (3, 5), (30, 200)])
+@pytest.mark.parametrize("size", [*SIZES, (3, 5), (30, 200), (50, 3001)])
 @pytest.mark.parametrize("most", [1, 3, 255])
-def test_every_label_of_a_picture(size, most):
+def test_labels_of_a_picture(size, most):
     rng = np.random.default_rng(5)
     coarse = rng.integers(0, most + 1, size=(size[0], size[1] // 9 + 1), dtype=np.uint8)
     for labels in (
@@ -46,11 +46,8 @@ def test_every_label_of_a_picture(size, most):
         np.full(size, most, dtype=np.uint8),
         np.zeros(size, dtype=np.uint8),
     ):
-        found = Bits.of_every_label(labels)
-        assert sorted(found) == [label for label in np.unique(labels) if label]
-        for label, bits in found.items():
-            assert np.array_equal(bits.to_mask(), labels == label)
-            assert np.array_equal(bits.words, Bits.of_label(labels, label).words)
+        for label in {1, most, int(labels[0, 0])}:
+            assert np.array_equal(Bits.of_label(labels, label).words, Bits.of_mask(labels == label).words)
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from salmacli.errors import DataError
-from salmacli.report.plots import read_metrics, threshold_curve, training_curve
+from salmacli.errors import DataError, UsageError
+from salmacli.report.plots import read_metrics, scores_over_time, threshold_curve, training_curve
 
 
 def log(path, steps=40, validation=True):
@@ -73,3 +74,22 @@ def test_a_threshold_curve(tmp_path):
         "benchmark": "mevis",
     }
     assert size_of(threshold_curve(record, tmp_path / "curve.png")) == (960, 540)
+
+
+def test_scores_over_time(tmp_path):
+    frames = pd.DataFrame(
+        {
+            "video": ["v", "v", "v", "w"],
+            "expression": ["0", "0", "0", "0"],
+            "frame": ["00000", "00001", "00002", "00000"],
+            "J": [0.5, 0.6, None, 1.0],
+            "F": [0.4, 0.9, None, 1.0],
+            "problem": [None, None, "size", None],
+        }
+    )
+    path = scores_over_time(frames, "v/0", tmp_path)
+    assert path == tmp_path / "over_time" / "v_0.png"
+    with Image.open(path) as picture:
+        assert picture.width > 600
+    with pytest.raises(UsageError, match="v/0, w/0"):
+        scores_over_time(frames, "v/7", tmp_path)

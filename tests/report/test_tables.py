@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 
 from salmacli.engine.comparison import Comparison
-from salmacli.engine.label_folders import LabelScores
 from salmacli.report.tables import (
+    ComparisonTable,
     comparison_csv,
     comparison_latex,
     comparison_markdown,
-    comparison_rich,
-    label_table,
     percent,
     results_table,
+    submission_text,
     sweep_table,
+    worst_table,
 )
 
 
@@ -92,18 +92,52 @@ def test_revos_columns_and_kinds():
 
 
 def test_label_rows_and_the_mean():
-    row = {
-        "sequence": "camel",
-        "object": 1,
-        "frames": 88,
-        "J": 0.885,
-        "F": 0.906,
-        "JF": 0.8955,
-        "J_decay": -0.01,
-    }
-    text = text_of(label_table(LabelScores([row], {"J": 0.885, "F": 0.906, "JF": 0.8955, "J_decay": -0.01}, 0)))
-    for word in ("camel", "88", "88.5", "-1.0", "J decay", "all"):
+    row = {"sequence": "camel", "object": 1, "frames": 88, "J": 0.885, "F": 0.906, "JF": 0.8955, "J_decay": -0.01}
+    counts = {"videos": 1, "objects": 1, "frames": 88, "missing": 0}
+    changed = results(
+        benchmark="davis", scores={m: row[m] for m in ("J", "F", "JF", "J_decay")}, counts=counts, groups={}
+    )
+    text = text_of(results_table(changed, pd.DataFrame([row])))
+    for word in ("camel 1", "88 object-frames", "88.5", "-1.0", "J decay", "all"):
         assert word in text
+
+
+def test_macro_and_micro_means_stand_below_each_other():
+    text = text_of(results_table(results(micro={"J": 0.1, "F": 0.2, "JF": 0.15})))
+    assert "macro" in text and "micro" in text and "15.0" in text
+
+
+def test_the_worst_come_first_and_what_is_not_scored_last():
+    rows = pd.DataFrame(
+        {
+            "video": ["a", "b", "c"],
+            "expression": ["0", "1", "2"],
+            "text": ["[red] thing", "x", "y"],
+            "JF": [0.5, None, 0.25],
+            "J": [0.5, None, 0.2],
+            "F": [0.5, None, 0.3],
+            "frames": [4, 0, 4],
+            "missing": [0, 4, 0],
+        }
+    )
+    lines = [line.split("│")[1].strip() for line in text_of(worst_table(rows, 2)).splitlines() if line.startswith("│")]
+    assert lines == ["c", "a"]
+    assert "[red] thing" in text_of(worst_table(rows, 20))
+    assert "3 worst" in text_of(worst_table(rows, 20))
+
+
+def test_a_submission_says_what_it_holds():
+    record = {
+        "path": "x.zip",
+        "videos": 2,
+        "expressions": 3,
+        "masks": 12,
+        "bytes": 2_500_000,
+        "extra": 4,
+        "notes": ["n"],
+    }
+    text = submission_text(record)
+    assert "12 masks" in text and "2.5 MB" in text and "4 predicted masks" in text and text.endswith("n")
 
 
 def test_sweep_rows_around_the_best_and_one_half():
@@ -160,7 +194,7 @@ def test_csv_is_unrounded_and_reads_back():
 
 
 def test_rich_keeps_names_and_fits_a_terminal():
-    text = text_of(comparison_rich(comparison()), width=80)
+    text = text_of(ComparisonTable(comparison()), width=80)
     assert "a_b|[red]&" in text
     assert max(len(line) for line in text.splitlines()) <= 80
     for word in ("mevis", "valid_u", "J&F", "61.0", "90.0", "–"):

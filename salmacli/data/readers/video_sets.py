@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from salmacli.data import rle
-from salmacli.data.benchmarks import Benchmark
+from salmacli.data.benchmarks import Benchmark, Track
 from salmacli.data.readers import checks
 from salmacli.data.readers.frame_folders import FrameFolders
 from salmacli.data.records import Expression, Video
@@ -26,22 +25,18 @@ class MaskDictSet(FrameFolders):
 
     foreground_path: Path | None = None
 
-    def foreground(self, video: Video) -> list[rle.RLE] | None:
-        """Everything annotated, one RLE per frame; None where the set does not say.
-
-        Raises:
-            DataError: The video is missing, or its masks are broken or of another size or number.
-        """
+    def annotated(self, video: Video) -> list[Track] | None:
+        """See ``Benchmark``."""
         if self.foreground_path is None:
             return None
         where = f"{self.foreground_path}, video {video.name}"
         entry = checks.mapping(self.contents(self.foreground_path).get(video.name), where)
         frames = checks.listing(entry.get("masks_rle"), f"{where}, key masks_rle")
-        # A frame holds one RLE, or one per object; as tracks, they are united like targets.
+        # A frame holds one RLE, or one per object.
         objects = [frame if isinstance(frame, list) else [frame] for frame in frames]
         most = max((len(found) for found in objects), default=0)
-        tracks = [[found[n] if n < len(found) else None for found in objects] for n in range(most)]
-        return self.unite(video, tracks or [[]], where)
+        # Also without an object there is a track, so that its length is checked.
+        return [[found[n] if n < len(found) else None for found in objects] for n in range(max(most, 1))]
 
 
 def open_mevis(root: Path, split: str) -> Benchmark:

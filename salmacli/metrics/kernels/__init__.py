@@ -11,12 +11,11 @@ except ImportError:  # no Numba for this Python
     compiled = None  # type: ignore[assignment]
 
 _chosen = plain if compiled is None else compiled
-fill, overlap, popcount, runs_of_text, split, trace = (
+fill, overlap, popcount, runs_of_text, trace = (
     _chosen.fill,
     _chosen.overlap,
     _chosen.popcount,
     _chosen.runs_of_text,
-    _chosen.split,
     _chosen.trace,
 )
 
@@ -31,6 +30,5 @@ __all__ = [
     "overlap",
     "popcount",
     "runs_of_text",
-    "split",
     "trace",
 ]

@@ -25,7 +25,7 @@ _ZERO, _ONE, _TWO, _FOUR = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _HALVES, _PAIRS, _NIBBLES = (np.uint64(int(digits * 8, 16)) for digits in ("55", "33", "0F"))
 _BYTES, _TOP = np.uint64(0x0101010101010101), np.uint64(56)
-_LAST, _BYTE = np.uint64(63), np.uint64(255)
+_LAST = np.uint64(63)
 
 
 @_compiled
@@ -46,21 +46,6 @@ def popcount(words):
 
 
 @_compiled
-def _set(words, begin, end):
-    """Set the bits from ``begin`` up to ``end``."""
-    first, last = begin >> 6, (end - 1) >> 6
-    head = _ALL << np.uint64(begin & 63)
-    tail = _ALL >> (_LAST - np.uint64((end - 1) & 63))
-    if first == last:
-        words[first] |= head & tail
-    else:
-        words[first] |= head
-        for i in range(first + 1, last):
-            words[i] = _ALL
-        words[last] |= tail
-
-
-@_compiled
 def fill(runs, length):
     """See ``plain.fill``."""
     words = np.zeros(length, dtype=np.uint64)
@@ -69,55 +54,17 @@ def fill(runs, length):
         begin = end
         end += runs[k]
         if k & 1 and end > begin:
-            _set(words, begin, end)
+            first, last = begin >> 6, (end - 1) >> 6
+            head = _ALL << np.uint64(begin & 63)
+            tail = _ALL >> (_LAST - np.uint64((end - 1) & 63))
+            if first == last:
+                words[first] |= head & tail
+            else:
+                words[first] |= head
+                for i in range(first + 1, last):
+                    words[i] = _ALL
+                words[last] |= tail
     return words
-
-
-@_compiled
-def _split(eights, tail, size, length):
-    """Streams of every label.
-
-    Args:
-        eights: Pixels, eight to a word.
-        tail: The pixels that fill no word.
-        size: Number of pixels.
-        length: Words of a stream.
-
-    Returns:
-        Labels in the order in which they are met, and as many streams.
-    """
-    place = np.full(256, -1, dtype=np.int64)
-    labels, streams, n = np.zeros(255, dtype=np.uint8), np.zeros((4, length), dtype=np.uint64), 0
-    label, begin, same = 0, 0, _ZERO
-    for i in range(eights.size + 1):
-        ends = i == eights.size
-        word = tail if ends else eights[i]
-        if word == same and not ends:
-            continue  # a run goes on
-        for k in range(8):
-            here = min(i * 8 + k, size)
-            pixel = np.int64((word >> np.uint64(8 * k)) & _BYTE) if here < size else 0
-            if pixel == label:
-                continue
-            if label:
-                if place[label] < 0:
-                    if n == streams.shape[0]:
-                        more = np.zeros((2 * n, length), dtype=np.uint64)
-                        more[:n] = streams
-                        streams = more
-                    place[label], labels[n] = n, label
-                    n += 1
-                _set(streams[place[label]], begin, here)
-            label, begin, same = pixel, here, np.uint64(pixel) * _BYTES
-    return labels[:n], streams[:n]
-
-
-def split(labels: Any, length: int) -> Any:
-    """See ``plain.split``."""
-    flat = np.ascontiguousarray(labels).reshape(-1)
-    whole = flat.size // 8 * 8
-    tail = np.uint64(int.from_bytes(flat[whole:].tobytes(), "little"))
-    return _split(flat[:whole].view(np.uint64), tail, flat.size, length)
 
 
 @_compiled

@@ -43,25 +43,6 @@ def fill(runs: NDArray[np.int64], length: int) -> Words:
     return stream.view(np.uint64)
 
 
-def split(labels: NDArray[np.uint8], length: int) -> tuple[NDArray[np.uint8], Words]:
-    """A stream of bits for every label of a picture.
-
-    Args:
-        labels: (H, W) object numbers, 0 is background.
-        length: Words of a stream.
-
-    Returns:
-        (n,) the labels, in any order, and (n, length) their streams.
-    """
-    flat = labels.reshape(-1)
-    found = np.flatnonzero(np.bincount(flat, minlength=256)[1:]).astype(np.uint8) + np.uint8(1)
-    streams = np.zeros((found.size, length * 8), dtype=np.uint8)
-    for stream, label in zip(streams, found, strict=True):
-        packed = np.packbits(flat == label, bitorder="little")
-        stream[: packed.size] = packed
-    return found, streams.view(np.uint64)
-
-
 def runs_of_text(text: NDArray[np.uint8]) -> tuple[int, NDArray[np.int64]]:
     """Run lengths from COCO's string form.
 
