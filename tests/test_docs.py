@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from salmacli.cli import app
-from salmacli.engine.label_folders import SCORINGS
-from salmacli.engine.protocols import PROTOCOLS
+from salmacli.engine.scoring.label_folders import SCORINGS
+from salmacli.engine.scoring.protocols import PROTOCOLS
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
 SECTIONS = {

@@ -11,7 +11,7 @@ import typer
 from salmacli.errors import UsageError
 
 if TYPE_CHECKING:
-    from salmacli.engine.comparison import Comparison, Result
+    from salmacli.engine.scoring.comparison import Comparison, Result
 
 
 class Format(str, Enum):
@@ -44,7 +44,7 @@ def aggregate(
 ) -> None:
     """Compare runs: rows are runs and inference modes, columns the benchmarks' J, F and J&F."""
     from salmacli.config.files import write_atomic
-    from salmacli.engine.comparison import compare, mixed_protocols, read_results
+    from salmacli.engine.scoring.comparison import compare, mixed_protocols, read_results
     from salmacli.report.console import emit_json, result, say
 
     if not (table or out or as_json):

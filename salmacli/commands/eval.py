@@ -12,8 +12,8 @@ from salmacli.errors import UsageError
 
 if TYPE_CHECKING:
     from salmacli.data.benchmarks import Benchmark
-    from salmacli.engine.evaluation import Evaluation
     from salmacli.engine.progress import Progress
+    from salmacli.engine.scoring.evaluation import Evaluation
 
 
 class Set(str, Enum):
@@ -152,7 +152,7 @@ def evaluate(
         _submit(source, folder, out or _beside(folder), progress, as_json)
         return
 
-    from salmacli.engine.evaluator import evaluate as score
+    from salmacli.engine.scoring.evaluator import evaluate as score
 
     evaluation = score(source, folder, chosen, missing.value, record, progress)
     _report(evaluation, out or _beside(folder, chosen), worst, plot, progress, as_json)
@@ -160,7 +160,7 @@ def evaluate(
 
 def _protocol(benchmark: Set, protocol: str | None, visa_compat: bool) -> str | None:
     """The name of a protocol that is not the benchmark's default; None for that."""
-    from salmacli.engine.protocols import PROTOCOLS, protocol_of
+    from salmacli.engine.scoring.protocols import PROTOCOLS, protocol_of
 
     if visa_compat:
         if protocol not in (None, "visa-compat") or benchmark is not Set.revos:
@@ -201,7 +201,7 @@ def _predict(
 def _label_folders(
     truth: Path, predictions: Path, scoring: Scoring | None, missing: Missing, progress: Progress
 ) -> Evaluation:
-    from salmacli.engine.label_folders import score_label_folders
+    from salmacli.engine.scoring.label_folders import score_label_folders
 
     return score_label_folders(
         truth, predictions, (scoring or Scoring.semi_supervised).value, missing=missing.value, progress=progress
@@ -209,7 +209,7 @@ def _label_folders(
 
 
 def _submit(source: Benchmark, folder: Path, place: Path, progress: Progress, as_json: bool) -> None:
-    from salmacli.engine.submission import write_submission
+    from salmacli.engine.scoring.submission import write_submission
     from salmacli.report.console import emit_json, result
     from salmacli.report.tables import submission_text
 

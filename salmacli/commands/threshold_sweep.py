@@ -38,8 +38,8 @@ def threshold_sweep(
 ) -> None:
     """Score every threshold in one pass over saved mask logits, predicted first where they are missing."""
     from salmacli.engine.run_folder import RunFolder
+    from salmacli.engine.scoring.sweep import sweep_predictions, write_sweep
     from salmacli.engine.sources import open_source
-    from salmacli.engine.sweep import sweep_predictions, write_sweep
     from salmacli.metrics.threshold import even_thresholds
     from salmacli.report.console import emit_json, result
     from salmacli.report.plots import threshold_curve
@@ -68,7 +68,7 @@ def threshold_sweep(
 
 def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Progress) -> Path:
     """Folder of predictions with logits; torch is loaded only where they must be made."""
-    from salmacli.engine.sweep import has_logits
+    from salmacli.engine.scoring.sweep import has_logits
 
     wanted = mode.value if mode else run.record().get("config", {}).get("model", {}).get("inference_mode")
     if wanted:
@@ -82,7 +82,7 @@ def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Prog
 
 
 def _origin(run: RunFolder, source: Benchmark, predictions: Path) -> dict[str, Any]:
-    from salmacli.engine.predictions import open_predictions
+    from salmacli.engine.scoring.predictions import open_predictions
 
     record = open_predictions(predictions).record
     return {

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from salmacli.engine.comparison import Comparison
+from salmacli.engine.scoring.comparison import Comparison
 
 LABELS = {"JF": "J&F", "N_acc": "N-acc", "T_acc": "T-acc", "A_rle": "A (0/1)", "R_rle": "R (0/1)"}
 NONE = "–"

@@ -39,6 +39,9 @@ class FakeBenchmark:
     def objects(self, video, expression):
         return [self.truth(video, expression)]
 
+    def annotated_bits(self, video):
+        return None
+
 
 def fake_benchmark(name="mevis", videos=3, frames=4, expressions=None, seed=0):
     """Each expression's truth is a box that moves to the right; expressions without targets have none."""

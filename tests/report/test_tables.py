@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from salmacli.engine.comparison import Comparison
+from salmacli.engine.scoring.comparison import Comparison
 from salmacli.report.tables import (
     ComparisonTable,
     comparison_csv,

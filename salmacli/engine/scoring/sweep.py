@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salmacli.config.files import write_json
-from salmacli.engine.counting import check_asked, truth_of
-from salmacli.engine.evaluator import check_same
-from salmacli.engine.own_predictions import OwnPredictions, OwnVideo
-from salmacli.engine.problems import ProblemError
 from salmacli.engine.progress import Progress
-from salmacli.engine.protocols import PROTOCOLS, protocol_of
+from salmacli.engine.scoring.counting import check_asked, truth_of
+from salmacli.engine.scoring.evaluator import check_same
+from salmacli.engine.scoring.own_predictions import OwnPredictions, OwnVideo
+from salmacli.engine.scoring.problems import ProblemError
+from salmacli.engine.scoring.protocols import PROTOCOLS, protocol_of
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError
 from salmacli.metrics.threshold import Choice, choose, dice, intersection_over_union, sweep

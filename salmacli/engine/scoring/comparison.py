@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from salmacli.config.files import read_json
-from salmacli.engine.evaluation import SCHEMA
-from salmacli.engine.protocols import PROTOCOLS, protocol_of
+from salmacli.engine.scoring.evaluation import SCHEMA
+from salmacli.engine.scoring.protocols import PROTOCOLS, protocol_of
 from salmacli.errors import DataError
 
 METRICS = ("J", "F", "JF")  # the headline of results that name none

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from salmacli.data.label_pictures import VOID, LabelError, Labels, read_labels
-from salmacli.engine.matching import pair
-from salmacli.engine.problems import Problem
+from salmacli.engine.scoring.matching import pair
+from salmacli.engine.scoring.problems import Problem
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 from salmacli.metrics.counts import Counts, count, trace

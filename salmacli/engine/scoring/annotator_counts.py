@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from salmacli.data.readers import checks
 from salmacli.data.readers.ref_davis import ANNOTATORS, NumberedSet
-from salmacli.engine.counting import check_asked, extra_masks, truth_of
-from salmacli.engine.label_counts import MOST_PROPOSALS, read_truth
-from salmacli.engine.matching import pair
-from salmacli.engine.merging import read_soft
-from salmacli.engine.predictions import Predictions
-from salmacli.engine.problems import Problem
+from salmacli.engine.scoring.counting import check_asked, extra_masks, truth_of
+from salmacli.engine.scoring.label_counts import MOST_PROPOSALS, read_truth
+from salmacli.engine.scoring.matching import pair
+from salmacli.engine.scoring.merging import read_soft
+from salmacli.engine.scoring.predictions import Predictions
+from salmacli.engine.scoring.problems import Problem
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 from salmacli.metrics.counts import Counts, trace

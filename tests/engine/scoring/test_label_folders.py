@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salmacli.engine.label_folders import SCORINGS, score_label_folders
 from salmacli.engine.progress import Silent
+from salmacli.engine.scoring.label_folders import SCORINGS, score_label_folders
 from salmacli.errors import DataError, UsageError
 from salmacli.metrics.statistics import summarise
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["videos"]
 OFFICIAL = {
     "JF": "J&F-Mean",
@@ -364,7 +364,7 @@ def test_folders_that_are_none(tmp_path, folders):
 
 
 def test_each_picture_is_read_once(folders, monkeypatch):
-    from salmacli.engine import label_counts
+    from salmacli.engine.scoring import label_counts
 
     read = []
     monkeypatch.setattr(label_counts, "read_labels", lambda path: read.append(path) or np.array(Image.open(path)))
@@ -377,7 +377,7 @@ def test_each_picture_is_read_once(folders, monkeypatch):
 
 
 def test_progress_and_a_worker_that_dies(folders, monkeypatch):
-    from salmacli.engine import label_counts
+    from salmacli.engine.scoring import label_counts
 
     class Heard(Silent):
         total = done = 0

@@ -13,13 +13,13 @@ import pandas as pd
 
 import salmacli
 from salmacli.config.files import safe_name
-from salmacli.engine.evaluation import SCHEMA, Evaluation
-from salmacli.engine.evaluator import Missing
-from salmacli.engine.label_counts import MOST_PROPOSALS, CountedSequence, count_sequence, pictures
-from salmacli.engine.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables, same
-from salmacli.engine.problems import Problem, named, per_kind, refuse
 from salmacli.engine.progress import Progress
-from salmacli.engine.protocols import Protocol
+from salmacli.engine.scoring.evaluation import SCHEMA, Evaluation
+from salmacli.engine.scoring.evaluator import Missing
+from salmacli.engine.scoring.label_counts import MOST_PROPOSALS, CountedSequence, count_sequence, pictures
+from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables, same
+from salmacli.engine.scoring.problems import Problem, named, per_kind, refuse
+from salmacli.engine.scoring.protocols import Protocol
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError, UsageError
 

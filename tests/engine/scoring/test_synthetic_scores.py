@@ -9,8 +9,8 @@ import pytest
 
 from salmacli.data.rle import decode, encode
 from salmacli.data.synthetic.make import make, open_synthetic
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.protocols import PROTOCOLS
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.protocols import PROTOCOLS
 from salmacli.errors import DataError
 
 

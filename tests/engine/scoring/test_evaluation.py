@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from salmacli.engine import evaluation as module
-from salmacli.engine.evaluation import Evaluation
+from salmacli.engine.scoring import evaluation as module
+from salmacli.engine.scoring.evaluation import Evaluation
 
 
 def evaluation(tag=0, rows=3):

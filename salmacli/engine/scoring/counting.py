@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salmacli.data import rle
-from salmacli.engine.predictions import PredictedVideo, Predictions, Said
-from salmacli.engine.problems import Problem, ProblemError
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, Said
+from salmacli.engine.scoring.problems import Problem, ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits, Mask
 from salmacli.metrics.counts import NAMES, count, trace

@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from salmacli.engine.comparison import compare, mixed_protocols, read_results
+from salmacli.engine.scoring.comparison import compare, mixed_protocols, read_results
 from salmacli.errors import DataError
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from salmacli.engine.averages import (
+from salmacli.engine.scoring.averages import (
     Average,
     Scores,
     of_pictures,

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from salmacli.engine.own_predictions import OwnPredictions, OwnVideo
-from salmacli.engine.predictions import PredictedVideo, Predictions
-from salmacli.engine.problems import Problem, ProblemError
-from salmacli.engine.sweep import upsample
+from salmacli.engine.scoring.own_predictions import OwnPredictions, OwnVideo
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions
+from salmacli.engine.scoring.problems import Problem, ProblemError
+from salmacli.engine.scoring.sweep import upsample
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 import salmacli
 from salmacli.data.readers.ref_davis import ANNOTATORS
-from salmacli.engine.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
-from salmacli.engine.evaluation import Evaluation
-from salmacli.engine.evaluator import Missing, check_same, extra_videos, origin
-from salmacli.engine.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables
-from salmacli.engine.predictions import open_predictions
-from salmacli.engine.problems import named, per_kind, refuse
 from salmacli.engine.progress import Progress
-from salmacli.engine.protocols import protocol_of
+from salmacli.engine.scoring.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
+from salmacli.engine.scoring.evaluation import Evaluation
+from salmacli.engine.scoring.evaluator import Missing, check_same, extra_videos, origin
+from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables
+from salmacli.engine.scoring.predictions import open_predictions
+from salmacli.engine.scoring.problems import named, per_kind, refuse
+from salmacli.engine.scoring.protocols import protocol_of
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError
 

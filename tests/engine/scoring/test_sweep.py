@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from salmacli.data.rle import decode
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.sweep import has_logits, sweep_predictions, upsample, write_sweep
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.sweep import has_logits, sweep_predictions, upsample, write_sweep
 from salmacli.errors import DataError
 from salmacli.metrics.threshold import even_thresholds
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from salmacli.data.benchmarks import open_benchmark
 from salmacli.data.rle import encode
-from salmacli.engine.annotators import evaluate_annotators
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.label_folders import score_label_folders
+from salmacli.engine.scoring.annotators import evaluate_annotators
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.label_folders import score_label_folders
 from salmacli.errors import DataError
 
 SIZE, FRAMES = (36, 52), ("00000", "00001", "00002", "00003", "00004")

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from salmacli.data.records import Expression
-from salmacli.data.rle import encode
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.protocols import PROTOCOLS, protocol_of
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.protocols import PROTOCOLS, protocol_of
 from salmacli.errors import DataError, UsageError
+from salmacli.metrics.bits import Bits
 
 EMPTY, FULL = np.zeros((4, 40, 60), dtype=bool), np.ones((4, 40, 60), dtype=bool)
 
@@ -36,7 +36,7 @@ def test_what_there_is_no_protocol_for():
 
 
 def test_annotators_have_an_evaluator_of_their_own(make_benchmark, make_predictions, tmp_path, monkeypatch):
-    from salmacli.engine import annotators
+    from salmacli.engine.scoring import annotators
 
     monkeypatch.setattr(annotators, "evaluate_annotators", lambda *args: args)
     benchmark = make_benchmark("davis")
@@ -129,7 +129,7 @@ def test_revos_robustness_where_the_foreground_is_known(make_benchmark, make_pre
     benchmark = revos(make_benchmark)
     shifted = {(v.name, "0"): np.roll(benchmark.masks[v.name, "0"], 3, axis=2) for v in benchmark.videos}
     foreground = {v.name: np.ones((4, 40, 60), dtype=bool) for v in benchmark.videos}
-    benchmark.foreground = lambda video: [encode(mask) for mask in foreground[video.name]]
+    benchmark.annotated_bits = lambda video: [Bits.of_mask(mask) for mask in foreground[video.name]]
     evaluation = evaluate(benchmark, make_predictions(tmp_path, benchmark, shifted))
     row = evaluation.rows.iloc[0]
     truth, prediction = benchmark.masks["v0", "0"], shifted["v0", "0"]

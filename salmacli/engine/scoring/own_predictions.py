@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from salmacli.config.files import read_json, safe_name
 from salmacli.data import rle
-from salmacli.engine.predictions import RECORD, PredictedVideo, Predictions, Said
-from salmacli.engine.problems import ProblemError
+from salmacli.engine.scoring.predictions import RECORD, PredictedVideo, Predictions, Said
+from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 

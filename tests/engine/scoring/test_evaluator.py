@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from salmacli.data.records import Expression
-from salmacli.engine.evaluator import evaluate
+from salmacli.engine.scoring.evaluator import evaluate
 from salmacli.errors import DataError
 from salmacli.metrics.counts import NAMES, count
 

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from salmacli.data.records import Expression
-from salmacli.engine.counting import CountedVideo
+from salmacli.engine.scoring.counting import CountedVideo
 from salmacli.metrics.contour import contour_accuracy
 from salmacli.metrics.counts import INTERSECTION, NAMES
 from salmacli.metrics.region import region_similarity

@@ -10,11 +10,11 @@ from PIL import Image
 
 from salmacli.data.records import Video
 from salmacli.data.rle import encode
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.foreign_predictions import JsonPredictions, PicturePredictions
-from salmacli.engine.own_predictions import OwnPredictions
-from salmacli.engine.predictions import Said, open_predictions
-from salmacli.engine.problems import ProblemError
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.foreign_predictions import JsonPredictions, PicturePredictions
+from salmacli.engine.scoring.own_predictions import OwnPredictions
+from salmacli.engine.scoring.predictions import Said, open_predictions
+from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image
 
 from salmacli.config.files import safe_name
-from salmacli.engine.counting import check_asked, extra_masks
-from salmacli.engine.evaluator import check_same, extra_videos
-from salmacli.engine.predictions import PredictedVideo, Predictions, open_predictions
-from salmacli.engine.problems import Problem, ProblemError, refuse
 from salmacli.engine.progress import Progress, Silent
+from salmacli.engine.scoring.counting import check_asked, extra_masks
+from salmacli.engine.scoring.evaluator import check_same, extra_videos
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, open_predictions
+from salmacli.engine.scoring.problems import Problem, ProblemError, refuse
 from salmacli.errors import DataError, UsageError
 from salmacli.metrics.bits import Mask
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from salmacli.data.records import Expression, Video
 from salmacli.data.rle import encode
-from salmacli.engine.evaluator import evaluate
+from salmacli.engine.scoring.evaluator import evaluate
 
 SHAPE = (100, 100)
 FRAMES = 24

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import salmacli
 from salmacli.data.records import Video
-from salmacli.engine.counting import count_video, extra_masks
-from salmacli.engine.evaluation import SCHEMA, Evaluation
-from salmacli.engine.predictions import Predictions, open_predictions
-from salmacli.engine.problems import Problem, named, per_kind, refuse
 from salmacli.engine.progress import Progress
-from salmacli.engine.protocols import protocol_of
-from salmacli.engine.scored_tables import expression_table, frame_table
+from salmacli.engine.scoring.counting import count_video, extra_masks
+from salmacli.engine.scoring.evaluation import SCHEMA, Evaluation
+from salmacli.engine.scoring.predictions import Predictions, open_predictions
+from salmacli.engine.scoring.problems import Problem, named, per_kind, refuse
+from salmacli.engine.scoring.protocols import protocol_of
+from salmacli.engine.scoring.tables import expression_table, frame_table
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError
 
@@ -54,7 +54,7 @@ def evaluate(
     rules = protocol_of(benchmark.name, protocol)
     if rules.average is None:
         # Imported here since only this protocol needs it.
-        from salmacli.engine.annotators import evaluate_annotators
+        from salmacli.engine.scoring.annotators import evaluate_annotators
 
         return evaluate_annotators(benchmark, predictions, rules.name, missing, record, progress)
     found = open_predictions(predictions)

@@ -98,8 +98,8 @@ def open_predictions(path: Path) -> Predictions:
         DataError: There is nothing at the path, or what is there is broken as a whole.
     """
     # Imported here since the forms build on the classes above.
-    from salmacli.engine.foreign_predictions import JsonPredictions, PicturePredictions
-    from salmacli.engine.own_predictions import OwnPredictions
+    from salmacli.engine.scoring.foreign_predictions import JsonPredictions, PicturePredictions
+    from salmacli.engine.scoring.own_predictions import OwnPredictions
 
     if path.is_file():
         return JsonPredictions(path)

@@ -13,9 +13,9 @@ from PIL import Image
 from salmacli.data.benchmarks import open_benchmark
 from salmacli.data.records import Expression, Video
 from salmacli.data.rle import encode
-from salmacli.engine import submission
 from salmacli.engine.progress import Silent
-from salmacli.engine.submission import encode_png, write_submission
+from salmacli.engine.scoring import submission
+from salmacli.engine.scoring.submission import encode_png, write_submission
 from salmacli.errors import DataError, UsageError
 
 SIZE, FRAMES = (24, 40), ("00000", "00005", "00010")

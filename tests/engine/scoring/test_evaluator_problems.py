@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from salmacli.engine.evaluator import evaluate
-from salmacli.engine.problems import KINDS
+from salmacli.engine.scoring.evaluator import evaluate
+from salmacli.engine.scoring.problems import KINDS
 from salmacli.errors import DataError
 
 

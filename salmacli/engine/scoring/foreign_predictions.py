@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from salmacli.config.files import read_json, safe_name
 from salmacli.data import rle
 from salmacli.data.label_pictures import LabelError, read_labels
-from salmacli.engine.predictions import PredictedVideo, Predictions, Said
-from salmacli.engine.problems import ProblemError
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, Said
+from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 
