@@ -136,6 +136,10 @@ def evaluate(
             "give one of them",
         )
     chosen = _protocol(benchmark, protocol, visa_compat)
+    if submission and (missing is not Missing.error or worst or plot):
+        raise UsageError(
+            "--submission writes a complete zip and scores nothing", "leave out --missing, --worst and --plot"
+        )
 
     from salmacli.engine.sources import open_source
 
@@ -243,6 +247,7 @@ def _report(
 
 def _beside(predictions: Path, protocol: str | None = None) -> Path:
     """Where the scores of predictions lie: never inside them, where they would be taken for a video."""
+    predictions = predictions.resolve()
     own = predictions.name == "predictions"
     place = predictions.parent if own else predictions.with_name(f"{predictions.stem}-scores")
     return place.with_name(f"{place.name}+{protocol}") if protocol else place

@@ -63,14 +63,14 @@ def test_the_run_folder_keeps_its_contract(place):
     assert (run / "checkpoints" / "step-2" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("benchmark", ["mevis", "davis", "revos"])
+@pytest.mark.parametrize("benchmark", ["mevis", "davis", "revos", "grefcoco"])
 def test_eval_of_every_benchmark(place, capsys, benchmark):
     assert main(["eval", benchmark, "--json"]) == 0
     out = capsys.readouterr()
     results = json.loads(out.out)
     assert results["schema"] == 1 and results["benchmark"] == benchmark and results["run"] == "first"
     assert results["synthetic"] is True and "synthetic" in out.err and "newest" in out.err
-    assert 0 <= results["scores"]["JF"] <= 1 and results["config"]["cma"] is True
+    assert 0 <= results["scores"][results["metrics"][0]] <= 1 and results["config"]["cma"] is True
     folder = place / "runs" / "first" / "eval" / benchmark / "frames"
     assert json.loads((folder / "results.json").read_text()) == results
     # The predictions are the border: scoring them again, without a model, gives the same.

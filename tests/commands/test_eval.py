@@ -1,0 +1,174 @@
+"""``salma eval`` on predictions that exist: every benchmark and protocol, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from salmacli.cli import main
+from salmacli.data.rle import empty
+from salmacli.data.synthetic import open_synthetic
+
+
+@pytest.fixture(autouse=True)
+def _synthetic(small_synthetic, monkeypatch, tmp_path):
+    monkeypatch.setenv("SALMA_SYNTHETIC", str(small_synthetic))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def perfect(small_synthetic, tmp_path):
+    """Writes the truth as predictions; where it is not public, nothing."""
+
+    def write(name):
+        benchmark = open_synthetic(name, small_synthetic)
+        folder = tmp_path / name.replace("+", "-plus") / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for video in benchmark.videos:
+            size = benchmark.size(video)
+            expressions = {}
+            for expression in video.expressions:
+                truth = benchmark.truth(video, expression) or [empty(*size) for _ in video.frames]
+                expressions[expression.id] = {
+                    "text": expression.text,
+                    "answer": "Sure, [SEG].",
+                    "fallback": None,
+                    "masks": [one["counts"] for one in truth],
+                }
+            content = {"schema": 1, "video": video.name, "size": list(size), "frames": list(video.frames)}
+            (folder / f"{video.name}.json").write_text(json.dumps({**content, "expressions": expressions}))
+        return folder
+
+    return write
+
+
+def fails(capsys, arguments, status):
+    assert main([str(argument) for argument in arguments]) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("salma: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "place"),
+    [
+        ("mevis", [], "mevis"),
+        ("mevis", ["--protocol", "v2"], "mevis+v2"),
+        ("davis", [], "davis"),
+        ("davis", ["--protocol", "annotators"], "davis+annotators"),
+        ("revos", [], "revos"),
+        ("refcoco", [], "refcoco"),
+        ("grefcoco", [], "grefcoco"),
+    ],
+)
+def test_the_truth_scores_all_there_is(perfect, capsys, tmp_path, benchmark, options, place):
+    folder = perfect(benchmark)
+    assert main(["eval", benchmark, "--predictions", str(folder), *options, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert {metric: results["scores"][metric] for metric in results["metrics"] if "decay" not in metric} == {
+        metric: 1.0 for metric in results["metrics"] if "decay" not in metric
+    }
+    assert results["counts"]["missing"] == results["counts"]["extra"] == 0
+    written = tmp_path / place
+    assert json.loads((written / "results.json").read_text()) == results
+    for name in ("per_expression" if "annotators" not in options else "per_object", "per_frame"):
+        table, same = pd.read_csv(written / f"{name}.csv"), pd.read_parquet(written / f"{name}.parquet")
+        assert len(table) == len(same) > 0 and list(table.columns) == list(same.columns)
+
+
+def test_visa_compat_says_both_pairs_of_figures(perfect, capsys):
+    folder = perfect("revos")
+    assert main(["eval", "revos", "--predictions", str(folder), "--visa-compat"]) == 0
+    out = capsys.readouterr().out
+    assert "visa-compat" in out and "A (0/1)" in out and "R (0/1)" in out
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "first"),
+    [("refytvos", [], "Annotations/"), ("mevis", ["--submission"], "")],
+)
+def test_submissions(perfect, small_synthetic, capsys, benchmark, options, first):
+    folder = perfect(benchmark)
+    assert main(["eval", benchmark, "--predictions", str(folder), *options, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    source = open_synthetic(benchmark, small_synthetic)
+    video = source.videos[0]
+    with zipfile.ZipFile(record["path"]) as archive:
+        names = archive.namelist()
+    assert f"{first}{video.name}/{video.expressions[0].id}/{video.frames[0]}.png" in names
+    assert len(names) == sum(len(one.frames) * len(one.expressions) for one in source.videos) == record["masks"]
+    assert main(["eval", benchmark, "--predictions", str(folder), *options]) == 0
+    assert "read back and complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scoring", ["semi-supervised", "unsupervised"])
+def test_label_folders(tmp_path, capsys, scoring):
+    labels = np.zeros((4, 30, 40), dtype=np.uint8)
+    labels[:, 5:15, 5:15], labels[:, 18:28, 20:35] = 1, 2
+    for folder, pictures in (("true", labels), ("predicted", np.where(labels == 2, 0, labels).astype(np.uint8))):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / folder / "cat" / f"{number:05d}.png")
+    command = ["eval", "davis", "--truth", "true", "--predictions", "predicted", "--scoring", scoring]
+    assert main([*command, "--worst", "1", "--plot", "cat/2"]) == 0
+    out = capsys.readouterr()
+    assert "cat 2" in out.out and "50.0" in out.out and "1 worst" in out.out
+    place = tmp_path / "predicted-scores"
+    assert (place / "global_results-val.csv").read_text().splitlines()[1].startswith("0.500,0.500,0.500,0.000")
+    assert (place / "over_time" / "cat_2.png").is_file() and "cat_2.png" in out.err
+    assert json.loads((place / "results.json").read_text())["protocol"]["name"] == scoring
+
+
+def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
+    folder = perfect("mevis")
+    gone = sorted(folder.glob("*.json"))[0]
+    gone.unlink()
+    line = fails(capsys, ["eval", "mevis", "--predictions", folder], 4)
+    assert gone.stem in line and "video missing" in line and "--missing zero" in line
+    scores = {}
+    for missing in ("zero", "drop"):
+        assert main(["eval", "mevis", "--predictions", str(folder), "--missing", missing, "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["counts"]["problems"] == {"video": results["counts"]["missing"]}
+        scores[missing] = results["scores"]["JF"]
+    assert scores["zero"] < scores["drop"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["mevis", "--protocol", "v3"], 2, ["v3", "v1, v2"]),
+        (["mevis", "--visa-compat"], 2, ["--visa-compat", "revos"]),
+        (["davis", "--scoring", "unsupervised"], 2, ["--truth"]),
+        (["davis", "--scoring", "loose"], 2, ["loose", "semi-supervised"]),
+        (["davis", "--truth", "nowhere", "--predictions", "nowhere"], 4, ["nowhere"]),
+        (["mevis", "--submission", "--missing", "zero"], 2, ["--submission"]),
+        (["mevis", "--predictions", "x", "--run", "y"], 2, ["--run"]),
+        (["mevis", "--run", "x", "--checkpoint", "y"], 2, ["--run"]),
+        (["mevis", "--worst", "-1"], 2, ["--worst"]),
+        (["revos", "--submission", "--predictions", "."], 4, ["revos"]),
+    ],
+)
+def test_wrong_calls_get_one_line(capsys, arguments, status, words):
+    line = fails(capsys, ["eval", *arguments], status)
+    assert all(word in line for word in words), line
+
+
+def test_a_case_that_does_not_exist(perfect, capsys):
+    line = fails(capsys, ["eval", "mevis", "--predictions", perfect("mevis"), "--plot", "nobody/0"], 2)
+    assert "nobody/0" in line and "one of" in line
+
+
+def test_a_worker_that_dies_fails_the_run(perfect, capsys, monkeypatch):
+    def die(*_):
+        raise RuntimeError("the worker is gone")
+
+    folder = perfect("mevis")
+    monkeypatch.setattr("salmacli.engine.scoring.counting.count", die)
+    assert "the worker is gone" in fails(capsys, ["eval", "mevis", "--predictions", folder], 1)
+    assert not (folder.parent / "results.json").exists()
