@@ -20,7 +20,7 @@ class Bits:
     """A mask as a stream of bits.
 
     Attributes:
-        words: (height * width // 64 + 2,) uint64. Pixel p of the stream is bit p % 64 of word p // 64; what lies
+        words: (ceil(height * width / 64),) uint64. Pixel p of the stream is bit p % 64 of word p // 64; what lies
             behind the last pixel is 0.
         height: Rows of the picture.
         width: Columns of the picture.
@@ -130,12 +130,11 @@ class Bits:
 
 
 def _length(height: int, width: int) -> int:
-    # One word more than the pixels need: a row may be read from the middle of a word into the next.
-    return height * width // 64 + 2
+    return (height * width + 63) // 64
 
 
 def _pack(mask: Mask) -> Words:
     packed = np.packbits(mask.reshape(-1), bitorder="little")
-    stream = np.zeros(_length(*mask.shape) * 8, dtype=np.uint8)
-    stream[: packed.size] = packed
-    return stream.view(np.uint64)
+    if packed.size % 8:
+        packed = np.append(packed, np.zeros(-packed.size % 8, dtype=np.uint8))
+    return packed.view(np.uint64)

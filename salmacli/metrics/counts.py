@@ -68,12 +68,8 @@ def trace(mask: Mask | Bits, radius: int | None = None) -> Traced:
         ValueError: The array is no mask, or the radius is negative.
     """
     bits = mask if isinstance(mask, Bits) else Bits.of_mask(mask)
-    radius = boundary_radius(bits.height, bits.width) if radius is None else radius
-    if radius < 0:
-        raise ValueError(f"the boundary radius must not be negative, it is {radius}")
-    # Boundary and distance are the same rules along rows and columns, so a stream by columns is counted as it is.
-    rows, columns = (bits.width, bits.height) if bits.by_columns else (bits.height, bits.width)
-    planes = kernels.trace(bits.words, rows, columns, radius)
+    radius = _radius(bits, radius)
+    planes = kernels.trace(bits.words, *_grid(bits), radius)
     return Traced(bits.height, bits.width, bits.by_columns, radius, planes[3], planes[4], planes)
 
 
@@ -95,13 +91,16 @@ def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Cou
     """
     if _shape(prediction) != _shape(truth):
         raise ValueError(f"masks must share one (H, W) shape, not {_shape(prediction)} and {_shape(truth)}")
-    by_columns = _order(prediction, truth)
-    a, b = _traced(prediction, radius, by_columns), _traced(truth, radius, by_columns)
-    if a.radius != b.radius or a.by_columns != b.by_columns:
-        raise ValueError("traced masks must share radius and order to be counted against each other")
-    shared, near_truth, near_prediction = kernels.overlap(a.planes, b.planes)
-    union = a.area + b.area - shared
-    return np.array([shared, union, b.boundary, a.boundary, near_prediction, near_truth], dtype=np.int64)
+    if isinstance(prediction, Traced) or isinstance(truth, Traced):
+        by_columns = (prediction if isinstance(prediction, Traced) else truth).by_columns  # type: ignore[union-attr]
+        a, b = _traced(prediction, radius, by_columns), _traced(truth, radius, by_columns)
+        if a.radius != b.radius or a.by_columns != b.by_columns:
+            raise ValueError("traced masks must share radius and order to be counted against each other")
+        return np.array(kernels.overlap(a.planes, b.planes), dtype=np.int64)
+    by_columns = any(isinstance(mask, Bits) and mask.by_columns for mask in (prediction, truth))
+    one, other = _bits(prediction, by_columns), _bits(truth, by_columns)
+    counted = kernels.count(one.words, other.words, *_grid(one), _radius(one, radius))
+    return np.array(counted, dtype=np.int64)
 
 
 def count_frames(pairs: Iterable[tuple[AnyMask, AnyMask]]) -> Counts:
@@ -118,17 +117,24 @@ def _shape(mask: AnyMask) -> tuple[int, ...]:
     return (mask.height, mask.width) if isinstance(mask, (Bits, Traced)) else mask.shape
 
 
-def _order(one: AnyMask, other: AnyMask) -> bool:
-    """The order both are counted in: what is traced stays as it is, what is bits if it can."""
-    for kind in (Traced, Bits):
-        for mask in (one, other):
-            if isinstance(mask, kind):
-                return bool(mask.by_columns)
-    return False
+def _bits(mask: Mask | Bits, by_columns: bool) -> Bits:
+    return mask.turned(by_columns) if isinstance(mask, Bits) else Bits.of_mask(mask, by_columns)
 
 
 def _traced(mask: AnyMask, radius: int | None, by_columns: bool) -> Traced:
-    if isinstance(mask, Traced):
-        return mask
-    bits = mask.turned(by_columns) if isinstance(mask, Bits) else Bits.of_mask(mask, by_columns)
-    return trace(bits, radius)
+    return mask if isinstance(mask, Traced) else trace(_bits(mask, by_columns), radius)
+
+
+def _grid(bits: Bits) -> tuple[int, int]:
+    """Rows and columns of the stream.
+
+    Boundary and distance are the same rules along rows and columns, so a stream by columns is counted as it is.
+    """
+    return (bits.width, bits.height) if bits.by_columns else (bits.height, bits.width)
+
+
+def _radius(bits: Bits, radius: int | None) -> int:
+    radius = boundary_radius(bits.height, bits.width) if radius is None else radius
+    if radius < 0:
+        raise ValueError(f"the boundary radius must not be negative, it is {radius}")
+    return radius

@@ -151,7 +151,7 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["mevis", "--predictions", "x", "--run", "y"], 2, ["--run"]),
         (["mevis", "--run", "x", "--checkpoint", "y"], 2, ["--run"]),
         (["mevis", "--worst", "-1"], 2, ["--worst"]),
-        (["revos", "--submission", "--predictions", "."], 4, ["revos"]),
+        (["revos", "--submission", "--predictions", "."], 2, ["revos"]),
     ],
 )
 def test_wrong_calls_get_one_line(capsys, arguments, status, words):

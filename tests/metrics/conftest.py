@@ -18,6 +18,6 @@ def each_kernel(request, monkeypatch):
         from salmacli.metrics.kernels import compiled as chosen
     else:
         chosen = plain
-    for name in ("fill", "overlap", "popcount", "runs_of_text", "trace"):
+    for name in kernels.KERNELS:
         monkeypatch.setattr(kernels, name, getattr(chosen, name))
     return request.param

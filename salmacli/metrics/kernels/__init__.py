@@ -10,25 +10,10 @@ try:
 except ImportError:  # no Numba for this Python
     compiled = None  # type: ignore[assignment]
 
-_chosen = plain if compiled is None else compiled
-fill, overlap, popcount, runs_of_text, trace = (
-    _chosen.fill,
-    _chosen.overlap,
-    _chosen.popcount,
-    _chosen.runs_of_text,
-    _chosen.trace,
-)
+KERNELS = ("count", "fill", "overlap", "popcount", "runs_of_text", "trace")
 
-__all__ = [
-    "BAD_CHARACTER",
-    "CUT_OFF",
-    "FINE",
-    "NEGATIVE",
-    "TOO_LONG",
-    "Planes",
-    "fill",
-    "overlap",
-    "popcount",
-    "runs_of_text",
-    "trace",
-]
+_chosen = plain if compiled is None else compiled
+count, fill, overlap = _chosen.count, _chosen.fill, _chosen.overlap
+popcount, runs_of_text, trace = _chosen.popcount, _chosen.runs_of_text, _chosen.trace
+
+__all__ = ["BAD_CHARACTER", "CUT_OFF", "FINE", "KERNELS", "NEGATIVE", "TOO_LONG", "Planes", *KERNELS]

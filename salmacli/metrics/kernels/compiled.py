@@ -133,8 +133,12 @@ def _copy_lines(words, top, columns, lines, together):
         begin = (top + y) * columns
         shift = np.uint64(begin & 63)
         here, line = words[begin >> 6 :], lines[y]
-        for k in range(n):
+        # The last row may end in the stream's last word.
+        inside = min(n, here.size - 1)
+        for k in range(inside):
             line[k] = (here[k] >> shift) | ((here[k + 1] << (_LAST - shift)) << _ONE)
+        for k in range(inside, n):
+            line[k] = here[k] >> shift
         line[n - 1] &= rest
         for k in range(n):
             together[k] |= line[k]
@@ -301,11 +305,16 @@ def _overlap(top, left, n, planes, other_top, other_left, other_n, others):
     return np.int64(both), np.int64(one_near), np.int64(other_near)
 
 
-def overlap(one: Any, other: Any) -> tuple[int, int, int]:
+@_compiled
+def overlap(one, other):
     """See ``plain.overlap``."""
-    top, left, n, _, _, planes = one
-    other_top, other_left, other_n, _, _, others = other
-    if not n or not other_n:
-        return 0, 0, 0
-    shared: tuple[int, int, int] = _overlap(top, left, n, planes, other_top, other_left, other_n, others)
-    return shared
+    top, left, n, area, length, planes = one
+    other_top, other_left, other_n, other_area, other_length, others = other
+    both, one_near, other_near = _overlap(top, left, n, planes, other_top, other_left, other_n, others)
+    return both, area + other_area - both, other_length, length, other_near, one_near
+
+
+@_compiled
+def count(prediction, truth, rows, columns, radius):
+    """See ``plain.count``."""
+    return overlap(trace(prediction, rows, columns, radius), trace(truth, rows, columns, radius))

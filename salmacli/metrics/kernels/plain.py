@@ -80,7 +80,7 @@ def trace(words: Words, rows: int, columns: int, radius: int) -> Planes:
     """Prepare a mask for counting: its boundary, and what lies near its boundary.
 
     Args:
-        words: (rows * columns // 64 + 2,) the stream of bits.
+        words: (ceil(rows * columns / 64),) the stream of bits.
         rows: Rows of the stream.
         columns: Columns of the stream.
         radius: Pixels (Euclidean, inclusive) that are near.
@@ -107,27 +107,37 @@ def trace(words: Words, rows: int, columns: int, radius: int) -> Planes:
     return top, left, right - left, popcount(planes[0]), popcount(planes[1]), planes
 
 
-def overlap(one: Planes, other: Planes) -> tuple[int, int, int]:
+def overlap(prediction: Planes, truth: Planes) -> tuple[int, int, int, int, int, int]:
     """What two traced masks share.
 
     Returns:
-        Pixels in both masks; boundary pixels of ``one`` near the other's boundary; and the other way round.
+        Pixels in both masks and in either; boundary pixels of truth and of prediction; and how many of either lie
+        near the other's boundary.
     """
-    (top, left, n, _, _, planes), (other_top, other_left, other_n, _, _, others) = one, other
+    (top, left, n, area, length, planes), (other_top, other_left, other_n, other_area, other_length, others) = (
+        prediction,
+        truth,
+    )
     y0, y1 = max(top, other_top), min(top + planes.shape[1], other_top + others.shape[1])
     x0, x1 = max(left, other_left), min(left + n, other_left + other_n)
-    if y0 >= y1 or x0 >= x1:
-        return 0, 0, 0
-    a = planes[:, y0 - top : y1 - top, x0 - left : x1 - left]
-    b = others[:, y0 - other_top : y1 - other_top, x0 - other_left : x1 - other_left]
-    return popcount(a[0] & b[0]), popcount(a[1] & b[2]), popcount(b[1] & a[2])
+    both = near_truth = near_prediction = 0
+    if y0 < y1 and x0 < x1:
+        a = planes[:, y0 - top : y1 - top, x0 - left : x1 - left]
+        b = others[:, y0 - other_top : y1 - other_top, x0 - other_left : x1 - other_left]
+        both, near_truth, near_prediction = popcount(a[0] & b[0]), popcount(a[1] & b[2]), popcount(b[1] & a[2])
+    return both, area + other_area - both, other_length, length, near_prediction, near_truth
+
+
+def count(prediction: Words, truth: Words, rows: int, columns: int, radius: int) -> tuple[int, int, int, int, int, int]:
+    """:func:`overlap` of two masks that are traced for nothing else; see :func:`trace` for the arguments."""
+    return overlap(trace(prediction, rows, columns, radius), trace(truth, rows, columns, radius))
 
 
 def _lines(words: Words, top: int, bottom: int, columns: int) -> Words:
     """Rows of the stream, each from the first bit of a word on: (bottom - top, n)."""
-    n = (columns + 63) // 64
+    n, words = (columns + 63) // 64, np.append(words, np.uint64(0))
     begin = np.arange(top, bottom, dtype=np.int64)[:, None] * columns + np.arange(n, dtype=np.int64) * 64
-    place = np.minimum(begin >> 6, words.size - 2)
+    place = begin >> 6
     shift = (begin & 63).astype(np.uint64)
     # Twice, since a shift by the whole width of a word is not defined.
     lines = (words[place] >> shift) | ((words[place + 1] << (np.uint64(63) - shift)) << _ONE)
