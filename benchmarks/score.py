@@ -5,7 +5,8 @@
 Checkouts of davis2017-evaluation and vos-benchmark (with OpenCV, scikit-image and tqdm installed); without them their
 rows are left out. What is measured, in one thread, without what is compiled at the first call:
 
-    arrays    boolean arrays in memory to J and F, packing included
+    arrays    boolean arrays in memory to J and F, packing included; the official functions get all frames of an object
+              at once, as in the official tool, and once more frame by frame
     rle       COCO run-length strings to J and F
     floor     reading the bytes of the arrays once from memory, which no scoring from arrays can undercut
 
@@ -42,6 +43,7 @@ HERE = Path(__file__).resolve().parent
 REAL_MASKS = HERE.parents[1] / "shared" / "data" / "real_masks"
 Mask = NDArray[np.bool_]
 Pair = tuple[Mask, Mask]  # prediction, truth
+Scores = Callable[[Mask, Mask], NDArray[np.float64]]  # of prediction and truth: J and F
 
 
 def main() -> None:
@@ -71,13 +73,13 @@ def main() -> None:
     for name, folder in (("davis2017", options.davis2017), ("vos-benchmark", options.vos_benchmark)):
         if folder is None:
             say(f"without {name}: --{name} CHECKOUT compares with it")
-    pairs = object_frames(truth, predictions, options.object_frames)
+    objects = objects_of(truth, predictions, options.object_frames)
     official = official_scores(options.davis2017) if options.davis2017 else None
     results = {
         "machine": machine(),
-        "masks": {"object_frames": len(pairs), "height": pairs[0][0].shape[0], "width": pairs[0][0].shape[1]},
-        **in_memory(pairs, official, options.repeats),
-        "processes": processes(truth, predictions, options),
+        "masks": dict(zip(("height", "width"), objects[0][0].shape[1:], strict=True)),
+        "in_memory": in_memory(objects, official, options.repeats),
+        **({"processes": processes(truth, predictions, options)} if options.process_repeats else {}),
     }
     text = json.dumps(results, indent=2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,37 +91,35 @@ def main() -> None:
 # In memory.
 
 
-def object_frames(truth: Path, predictions: Path, number: int) -> list[Pair]:
-    """(prediction, truth) of objects of the commonest size, spread over all sequences."""
+def objects_of(truth: Path, predictions: Path, number: int) -> list[Pair]:
+    """(prediction, truth) of objects, (frames, H, W), of the commonest size, spread over all sequences."""
     found: list[Pair] = []
     sequences = folders(truth)
     for sequence in sequences:
         frames = sorted((truth / sequence).glob("*.png"))[1:-1]
         objects = int(labels(frames[0]).max())
         wanted = max(1, round(number / len(sequences) / max(objects, 1)))
-        for frame in frames[:: max(1, len(frames) // wanted)][:wanted]:
-            true, predicted = labels(frame), labels(predictions / sequence / frame.name)
-            found += [(predicted == label, true == label) for label in range(1, objects + 1)]
-    shapes = [pair[0].shape for pair in found]
+        chosen = frames[:: max(1, len(frames) // wanted)][:wanted]
+        true = np.stack([labels(frame) for frame in chosen])
+        predicted = np.stack([labels(predictions / sequence / frame.name) for frame in chosen])
+        found += [(predicted == label, true == label) for label in range(1, objects + 1)]
+    shapes = [pair[0].shape[1:] for pair in found]
     commonest = max(set(shapes), key=shapes.count)
-    return [pair for pair in found if pair[0].shape == commonest]
+    return [pair for pair in found if pair[0].shape[1:] == commonest]
 
 
-def official_scores(checkout: Path) -> Callable[[Mask, Mask], tuple[float, float]]:
+def official_scores(checkout: Path) -> Scores:
     """J and F of (prediction, truth) by the official functions in one thread."""
     sys.path.insert(0, str(checkout.resolve()))
     import_module("cv2").setNumThreads(1)
     metrics = import_module("davis2017.metrics")
     warnings.simplefilter("ignore", RuntimeWarning)
-    return lambda prediction, truth: (
-        float(metrics.db_eval_iou(truth, prediction)),
-        float(metrics.db_eval_boundary(truth, prediction)),
+    return lambda prediction, truth: np.array(
+        [metrics.db_eval_iou(truth, prediction), metrics.db_eval_boundary(truth, prediction)], dtype=np.float64
     )
 
 
-def in_memory(
-    pairs: list[Pair], official: Callable[[Mask, Mask], tuple[float, float]] | None, repeats: int
-) -> dict[str, Any]:
+def in_memory(objects: list[Pair], official: Scores | None, repeats: int) -> dict[str, Any]:
     """Rows ``arrays``, ``rle`` and ``floor``: milliseconds per object-frame."""
     from pycocotools import mask as coco
 
@@ -128,40 +128,41 @@ def in_memory(
     from salmacli.metrics.counts import count
     from salmacli.metrics.region import region_similarity
 
-    strings = [tuple(rle.encode(mask) for mask in pair) for pair in pairs]
+    pairs = [pair for stacks in objects for pair in zip(*stacks, strict=True)]
+    strings = [[[rle.encode(mask) for mask in stack] for stack in stacks] for stacks in objects]
 
     def ours(counts: Iterable[NDArray[np.int64]]) -> NDArray[np.float64]:
         rows = np.stack(list(counts))
         return np.stack([region_similarity(rows), contour_accuracy(rows)])
 
-    def theirs(scored: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
-        return np.array(list(scored)).T
+    def decoded(of_object: list[dict[str, Any]]) -> Mask:
+        return np.stack([coco.decode(one) for one in of_object]) > 0
 
     works: dict[str, Callable[[], Any]] = {
         "floor": lambda: [np.bitwise_or.reduce(words(mask)) for pair in pairs for mask in pair],
         "arrays": lambda: ours(count(prediction, truth) for prediction, truth in pairs),
-        "rle": lambda: ours(count(rle.bits(prediction), rle.bits(truth)) for prediction, truth in strings),
+        "rle": lambda: ours(
+            count(rle.bits(prediction), rle.bits(truth))
+            for stacks in strings
+            for prediction, truth in zip(*stacks, strict=True)
+        ),
     }
     if official is not None:
-        works["official arrays"] = lambda: theirs(official(prediction, truth) for prediction, truth in pairs)
-        works["official rle"] = lambda: theirs(
-            official(coco.decode(prediction) > 0, coco.decode(truth) > 0) for prediction, truth in strings
-        )
+        # The official tool hands over all frames of an object at once.
+        works["official arrays"] = lambda: np.hstack([official(*stacks) for stacks in objects])
+        works["official arrays, frame by frame"] = lambda: np.array([official(*pair) for pair in pairs]).T
+        works["official rle"] = lambda: np.hstack([official(*map(decoded, stacks)) for stacks in strings])
     works["arrays"](), works["rle"]()  # compiles
     taken, scores = interleaved(works, repeats)
-    found: dict[str, Any] = {
-        name: {"ms": round(1000 * median(taken[name]) / len(pairs), 4)} for name in ("arrays", "rle", "floor")
-    }
+    found: dict[str, Any] = {name: {"ms": round(1000 * median(times) / len(pairs), 4)} for name, times in taken.items()}
     found["arrays"]["above_floor"] = ratio(taken["arrays"], taken["floor"])
-    for name in ("arrays", "rle"):
-        if official is not None:
-            times = taken[f"official {name}"]
-            found[name]["official_ms"] = round(1000 * median(times) / len(pairs), 4)
-            found[name]["times_faster"] = ratio(times, taken[name])
-            found[name]["equal"] = bool(np.array_equal(scores[name], scores[f"official {name}"]))
-            if not found[name]["equal"]:
-                raise SystemExit(f"{name}: J or F differs from the official functions")
-    return found
+    for name in works.keys() - {"floor", "arrays", "rle"}:
+        mine = name.removeprefix("official ").partition(",")[0]
+        found[name]["times_slower"] = ratio(taken[name], taken[mine])
+        found[name]["equal"] = bool(np.array_equal(scores[mine], scores[name]))
+        if not found[name]["equal"]:
+            raise SystemExit(f"{name}: J or F differs from the official functions")
+    return {"object_frames": len(pairs), **found}
 
 
 def interleaved(works: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:

@@ -12,8 +12,6 @@ from salmacli.metrics import kernels
 Mask = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 
-_AT_ONCE = 1 << 16  # pixels
-
 
 @dataclass(slots=True, eq=False)
 class Bits:
@@ -60,14 +58,7 @@ class Bits:
             label: The object's number.
         """
         height, width = labels.shape
-        stream = np.zeros(_length(height, width) * 8, dtype=np.uint8)
-        # A few rows at a time, whole bytes of the stream: what stays in the cache needs no new pages either.
-        rows = max(_AT_ONCE // width // 8, 1) * 8
-        for top in range(0, height, rows):
-            packed = np.packbits(labels[top : top + rows] == label, bitorder="little")
-            begin = top * width // 8
-            stream[begin : begin + packed.size] = packed
-        return cls(stream.view(np.uint64), height, width)
+        return cls(kernels.pick(labels, label), height, width)
 
     @classmethod
     def of_runs(cls, runs: NDArray[np.int64], height: int, width: int) -> Bits:

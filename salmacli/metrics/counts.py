@@ -70,7 +70,7 @@ def trace(mask: Mask | Bits, radius: int | None = None) -> Traced:
     bits = mask if isinstance(mask, Bits) else Bits.of_mask(mask)
     radius = _radius(bits, radius)
     planes = kernels.trace(bits.words, *_grid(bits), radius)
-    return Traced(bits.height, bits.width, bits.by_columns, radius, planes[3], planes[4], planes)
+    return Traced(bits.height, bits.width, bits.by_columns, radius, planes[4], planes[5], planes)
 
 
 def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Counts:
@@ -101,6 +101,31 @@ def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Cou
     one, other = _bits(prediction, by_columns), _bits(truth, by_columns)
     counted = kernels.count(one.words, other.words, *_grid(one), _radius(one, radius))
     return np.array(counted, dtype=np.int64)
+
+
+def count_labels(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], number: int, radius: int | None = None
+) -> Counts:
+    """:func:`count` of the objects of two pictures of object numbers.
+
+    Args:
+        prediction: (H, W) object numbers.
+        truth: Likewise.
+        number: The objects 1 to this one are counted.
+        radius: As of :func:`count`.
+
+    Returns:
+        (number, 6) int64.
+
+    Raises:
+        ValueError: The pictures are not of one (H, W) shape, or not of 8 bits.
+    """
+    if prediction.ndim != 2 or prediction.shape != truth.shape:
+        raise ValueError(f"pictures must share one (H, W) shape, not {prediction.shape} and {truth.shape}")
+    if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
+        raise ValueError(f"object numbers must be of 8 bits, not {prediction.dtype} and {truth.dtype}")
+    radius = boundary_radius(*truth.shape) if radius is None else radius
+    return np.asarray(kernels.count_labels(prediction, truth, number, radius), dtype=np.int64)
 
 
 def count_frames(pairs: Iterable[tuple[AnyMask, AnyMask]]) -> Counts:

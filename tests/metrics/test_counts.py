@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from salmacli.metrics.bits import Bits
 from salmacli.metrics.contour import contour_accuracy
-from salmacli.metrics.counts import boundary_radius, count, count_frames, trace
+from salmacli.metrics.counts import boundary_radius, count, count_frames, count_labels, trace
 from salmacli.metrics.region import region_similarity
 
 pytestmark = pytest.mark.usefixtures("each_kernel")
@@ -161,6 +161,30 @@ def test_arrays_bits_runs_and_traced_masks_count_the_same():
         for one in forms[0]:
             for other in forms[1]:
                 assert count(one, other, 3).tolist() == known
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 64, 70, 129])
+def test_objects_of_pictures_count_as_their_masks(width):
+    rng = np.random.default_rng(width)
+    wide = rng.integers(0, 4, size=(2, 21, width + 1), dtype=np.uint8)
+    wide[1, 5:15] = 2
+    for pictures in (
+        wide[:, :, 1:],
+        np.ascontiguousarray(wide[:, :, 1:]),
+        np.asfortranarray(wide[0, :, 1:])[None][[0, 0]],
+    ):
+        prediction, truth = pictures
+        counted = count_labels(prediction, truth, 5)
+        assert counted.tolist() == [count(prediction == n, truth == n).tolist() for n in range(1, 6)]
+    assert count_labels(prediction, truth, 0).shape == (0, 6)
+
+
+def test_pictures_that_cannot_be_compared():
+    picture = np.zeros((4, 5), dtype=np.uint8)
+    with pytest.raises(ValueError, match="share"):
+        count_labels(picture, picture.T, 1)
+    with pytest.raises(ValueError, match="8 bits"):
+        count_labels(picture.astype(np.int64), picture, 1)
 
 
 def test_traced_masks_of_other_radii_or_orders_do_not_meet():

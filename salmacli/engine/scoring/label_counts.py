@@ -15,7 +15,7 @@ from salmacli.engine.scoring.matching import pair
 from salmacli.engine.scoring.problems import Problem
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
-from salmacli.metrics.counts import Counts, count, trace
+from salmacli.metrics.counts import Counts, count_labels, trace
 
 MOST_PROPOSALS = 20  # as many as the official tool takes
 
@@ -166,10 +166,10 @@ def _prediction(counted: CountedSequence, path: Path) -> tuple[Picture | None, P
 
 def _identify(counted: CountedSequence, predicted: Picture | None, truth: Picture) -> Counts:
     """(objects, 6): label n against object n."""
-    if predicted is not None:
-        _note(counted.extra, counted, predicted, predicted.highest)
-    pairs = zip(_masks(predicted, truth, counted.objects), truth.masks(counted.objects), strict=True)
-    return np.stack([count(prediction, true) for prediction, true in pairs])
+    if predicted is None:
+        return count_labels(np.zeros_like(truth.labels), truth.labels, counted.objects)
+    _note(counted.extra, counted, predicted, predicted.highest)
+    return count_labels(predicted.labels, truth.labels, counted.objects)
 
 
 def _match(counted: CountedSequence, predicted: Picture | None, truth: Picture) -> Counts:

@@ -10,10 +10,10 @@ try:
 except ImportError:  # no Numba for this Python
     compiled = None  # type: ignore[assignment]
 
-KERNELS = ("count", "fill", "overlap", "popcount", "runs_of_text", "trace")
+KERNELS = ("count", "count_labels", "fill", "overlap", "pick", "popcount", "runs_of_text", "trace")
 
 _chosen = plain if compiled is None else compiled
-count, fill, overlap = _chosen.count, _chosen.fill, _chosen.overlap
-popcount, runs_of_text, trace = _chosen.popcount, _chosen.runs_of_text, _chosen.trace
+count, count_labels, fill, overlap = _chosen.count, _chosen.count_labels, _chosen.fill, _chosen.overlap
+pick, popcount, runs_of_text, trace = _chosen.pick, _chosen.popcount, _chosen.runs_of_text, _chosen.trace
 
 __all__ = ["BAD_CHARACTER", "CUT_OFF", "FINE", "KERNELS", "NEGATIVE", "TOO_LONG", "Planes", *KERNELS]

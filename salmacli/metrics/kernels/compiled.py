@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from salmacli.metrics.kernels.plain import BAD_CHARACTER, CUT_OFF, FINE, NEGATIVE, TOO_LONG
 
@@ -25,7 +26,9 @@ _ZERO, _ONE, _TWO, _FOUR = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(4
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _HALVES, _PAIRS, _NIBBLES = (np.uint64(int(digits * 8, 16)) for digits in ("55", "33", "0F"))
 _BYTES, _TOP = np.uint64(0x0101010101010101), np.uint64(56)
-_LAST = np.uint64(63)
+_LAST, _WIDTH, _SEVEN = np.uint64(63), np.uint64(64), np.uint64(7)
+_LOW = np.uint64(0x7F7F7F7F7F7F7F7F)  # all but the highest bit of every byte
+_GATHER = np.uint64(0x0102040810204080)  # times a word of bytes 0 or 1, it has them in its highest byte
 
 
 @_compiled
@@ -65,6 +68,56 @@ def fill(runs, length):
                     words[i] = _ALL
                 words[last] |= tail
     return words
+
+
+@_compiled
+def _pick(flat, stride, rows, columns, label):
+    """See ``plain.pick``; ``flat`` holds rows of ``stride`` bytes, the last perhaps shorter."""
+    words = np.zeros((rows * columns + 63) // 64, dtype=np.uint64)
+    wanted, whole = np.uint64(label) * _BYTES, columns // 8
+    for y in range(rows):
+        row = flat[y * stride : y * stride + columns]
+        eights = row[: whole * 8].view(np.uint64)
+        any_seen = _ZERO
+        for i in range(whole):
+            any_seen |= _equal(eights[i], wanted)
+        begin = y * columns
+        if any_seen:
+            for i in range(whole):
+                equal = _equal(eights[i], wanted)
+                if equal:
+                    place = begin + 8 * i
+                    shift = np.uint64(place & 63)
+                    bits = (equal >> _SEVEN) * _GATHER >> _TOP
+                    words[place >> 6] |= bits << shift
+                    if shift > _TOP:
+                        words[(place >> 6) + 1] |= bits >> (_WIDTH - shift)
+        for k in range(whole * 8, columns):
+            if row[k] == label:
+                place = begin + k
+                words[place >> 6] |= _ONE << np.uint64(place & 63)
+    return words
+
+
+@_compiled
+def _equal(eight, wanted):
+    """The highest bit of each of eight bytes that are as wanted."""
+    differs = eight ^ wanted
+    return ~(((differs & _LOW) + _LOW) | differs | _LOW)
+
+
+def pick(labels: Any, label: int) -> Any:
+    """See ``plain.pick``."""
+    return _pick(*_flat(labels), *labels.shape, label)
+
+
+def _flat(labels: Any) -> Any:
+    """Rows of bytes as one read-only line, and how far apart they begin; rows may have bytes between them."""
+    height, width = labels.shape
+    stride = labels.strides[0] if height > 1 else width
+    if labels.strides[1] != 1 or stride < width:
+        labels, stride = np.ascontiguousarray(labels), width
+    return as_strided(labels, ((height - 1) * stride + width,), (1,), writeable=False), stride
 
 
 @_compiled
@@ -168,11 +221,20 @@ def _widen(source, step, out):
 
 
 @_compiled
-def _heighten(edges, above, below, out, near):
-    """Dilation along the columns by as many rows as lie between the slices; what comes out is near, too."""
-    for i in range(out.size):
-        word = edges[i] | above[i] | below[i]
-        out[i] = word
+def _heighten(edges, begin, end, by, out):
+    """Dilation along the columns of the words from ``begin`` up to ``end`` by as many rows as ``by`` words are."""
+    here, above, below, there = edges[begin:end], edges[begin - by :], edges[begin + by :], out[begin:end]
+    for i in range(there.size):
+        there[i] = here[i] | above[i] | below[i]
+
+
+@_compiled
+def _heighten_near(edges, begin, end, by, out, near):
+    """The same, and what comes out is near."""
+    here, above, below, there = edges[begin:end], edges[begin - by :], edges[begin + by :], out[begin:end]
+    for i in range(there.size):
+        word = here[i] | above[i] | below[i]
+        there[i] = word
         near[i] |= word
 
 
@@ -186,7 +248,7 @@ def _half(radius, offset):
 
 
 @_compiled
-def _near(boundary, radius, stride, out):
+def _near(edges, margin, size, radius, stride):
     """Dilation by a disk, which is a union of rectangles: the lower, the wider.
 
     What is near so far is widened from one rectangle's width to the next one's, while the boundary is heightened on
@@ -194,18 +256,21 @@ def _near(boundary, radius, stride, out):
     the picture, which are not kept.
 
     Args:
-        boundary: Flat rows of ``stride`` words, whose last words are free for what is widened.
+        edges: Flat rows of the boundary, with ``margin`` words of it before and behind those asked for.
+        margin: Words of ``radius`` rows.
+        size: Words of the rows asked for.
         radius: In pixels.
-        stride: Words of a row.
-        out: Flat, to be filled.
+        stride: Words of a row, whose last ones are free for what is widened.
+
+    Returns:
+        ``size`` words.
     """
-    size, margin = boundary.size, radius * stride
-    # Rows before and behind, and of what is near a word, so that none needs to ask whether it has neighbours.
-    edges, higher = np.zeros(size + 2 * margin, dtype=np.uint64), np.zeros(size + 2 * margin, dtype=np.uint64)
-    near, wider = np.zeros(size + 2, dtype=np.uint64), np.zeros(size + 2, dtype=np.uint64)
-    edges[margin : margin + size] = boundary
-    near[1:-1] = boundary
-    half, height = radius, 0
+    higher, spare = np.empty(edges.size, dtype=np.uint64), np.empty(edges.size, dtype=np.uint64)
+    near, wider = np.empty(size + 2, dtype=np.uint64), np.empty(size + 2, dtype=np.uint64)
+    for buffer in (near, wider):
+        buffer[0], buffer[size + 1] = _ZERO, _ZERO
+    near[1:-1] = edges[margin : margin + size]
+    half, height, lost, last = radius, 0, 0, margin + size
     for offset in range(1, radius + 1):
         narrower = _half(radius, offset)
         if offset < radius and _half(radius, offset + 1) == narrower:
@@ -220,26 +285,29 @@ def _near(boundary, radius, stride, out):
         while height < offset:
             step = min(height + 1, offset - height)
             by = step * stride
-            _heighten(
-                edges[margin : margin + size],
-                edges[margin - by :],
-                edges[margin + by :],
-                higher[margin : margin + size],
-                near[1:-1],
-            )
-            edges, higher = higher, edges
+            # At either end so much has not seen all that is near it, and is not asked for.
+            lost += by
+            _heighten(edges, lost, margin, by, higher)
+            _heighten_near(edges, margin, last, by, higher, near[1:-1])
+            _heighten(edges, last, edges.size - lost, by, higher)
+            edges, higher, spare = higher, spare, higher
             height += step
-    out[:] = near[1:-1]
+    return near[1:-1]
 
 
 @_compiled
-def trace(words, rows, columns, radius):
-    """See ``plain.trace``."""
+def _outline(words, rows, columns, radius):
+    """A mask and its boundary.
+
+    Returns:
+        First row, first word and words of a row that count, pixels of the mask and of its boundary, the mask's rows of
+        words, and flat the boundary's rows with ``2 * radius`` rows of zeros before and behind them.
+    """
     begin, end = 0, words.size
     while begin < end and not words[begin]:
         begin += 1
     if begin == end:
-        return 0, 0, 0, 0, 0, np.zeros((3, 0, 0), dtype=np.uint64)
+        return 0, 0, 0, 0, 0, np.empty((0, 1), dtype=np.uint64), np.empty(0, dtype=np.uint64)
     while not words[end - 1]:
         end -= 1
     first = (begin * 64 + _first_bit(words[begin])) // columns
@@ -260,61 +328,122 @@ def trace(words, rows, columns, radius):
     right = min((x1 * 64 + _last_bit(together[x1]) + radius) >> 6, together.size - 1) + 1
     n = right - left
     stride = n + max((radius + 63) // 64, 1)
-    top, bottom = max(head - radius, 0), min(last + 1 + radius, rows)
-    planes = np.zeros((3, bottom - top, stride), dtype=np.uint64)
-    mask, boundary, near = planes[0].reshape(-1), planes[1].reshape(-1), planes[2].reshape(-1)
+    size = held * stride
 
-    # The held rows once more with one below, which is the last row itself where the picture ends.
-    flat = np.zeros((held + 1) * stride + 1, dtype=np.uint64)
-    shifted = np.zeros((held + 1) * stride, dtype=np.uint64)
+    # The held rows, between them words without a pixel, and one row below: the last one itself where the picture ends.
+    mask = np.empty(size + stride + 1, dtype=np.uint64)
     for y in range(held):
-        line, place = lines[y, left:right], flat[y * stride :]
+        line, place = lines[y, left:right], mask[y * stride : (y + 1) * stride]
         for k in range(n):
             place[k] = line[k]
+        for k in range(n, stride):
+            place[k] = _ZERO
+    mask[size:] = _ZERO
     if last + 1 == rows:
-        flat[held * stride : (held + 1) * stride] = flat[(held - 1) * stride : held * stride]
-    _shift_right(flat, shifted)
+        mask[size : size + stride] = mask[size - stride : size]
+    shifted = np.empty(size + stride, dtype=np.uint64)
+    _shift_right(mask, shifted)
     for y in range(held + 1):
-        # Between the rows nothing is set, although the row below begins there.
         shifted[(y + 1) * stride - 1] = _ZERO
     if right == together.size:
         # The last column is its own right neighbour.
         at = _ONE << np.uint64((columns - 1) & 63)
         for y in range(held + 1):
-            shifted[y * stride + n - 1] |= flat[y * stride + n - 1] & at
-    inner, size = head - top, held * stride
-    mask[inner * stride : inner * stride + size] = flat[:size]
-    _compare(flat, shifted, flat[stride:], shifted[stride:], boundary[inner * stride : inner * stride + size])
-    area, length = popcount(mask), popcount(boundary)
-    if length:
-        _near(boundary, radius, stride, near)
-    return top, left, n, area, length, planes
+            shifted[y * stride + n - 1] |= mask[y * stride + n - 1] & at
+
+    margin = 2 * radius * stride
+    edges = np.empty(size + 2 * margin, dtype=np.uint64)
+    edges[:margin], edges[margin + size :] = _ZERO, _ZERO
+    boundary = edges[margin : margin + size]
+    _compare(mask, shifted, mask[stride:], shifted[stride:], boundary)
+    area, length = popcount(mask[:size]), popcount(boundary)
+    return head, left, n, area, length, mask[:size].reshape((held, stride)), edges
 
 
 @_compiled
-def _overlap(top, left, n, planes, other_top, other_left, other_n, others):
-    y0, y1 = max(top, other_top), min(top + planes.shape[1], other_top + others.shape[1])
+def _planes(outline, begin, end, radius):
+    """As ``plain.Planes`` says, with what is near in the rows from ``begin`` up to ``end``."""
+    head, left, n, area, length, mask, edges = outline
+    held, stride = mask.shape
+    begin, end = max(begin, head - radius), min(end, head + held + radius)
+    if not length or begin >= end:
+        begin, end = 0, 0
+        near = edges[:0]
+    else:
+        # The rows asked for, and around them those that they might be near to.
+        around = edges[(begin - head + radius) * stride : (end - head + 3 * radius) * stride]
+        near = _near(around, radius * stride, (end - begin) * stride, radius, stride)
+    boundary = edges[2 * radius * stride : 2 * radius * stride + mask.size]
+    return (
+        head,
+        begin,
+        left,
+        n,
+        area,
+        length,
+        mask,
+        boundary.reshape((held, stride)),
+        near.reshape((end - begin, stride)),
+    )
+
+
+@_compiled
+def trace(words, rows, columns, radius):
+    """See ``plain.trace``."""
+    return _planes(_outline(words, rows, columns, radius), 0, rows, radius)
+
+
+@_compiled
+def _shared(one, top, left, n, other, other_top, other_left, other_n):
+    """Pixels of two planes, each with its place in the picture; the first has none between its rows."""
+    y0, y1 = max(top, other_top), min(top + one.shape[0], other_top + other.shape[0])
+    if y0 >= y1:
+        return 0
+    total = _ZERO
+    if left == other_left and one.shape[1] == other.shape[1]:
+        a, b = one[y0 - top : y1 - top].reshape(-1), other[y0 - other_top : y1 - other_top].reshape(-1)
+        for i in range(a.size):
+            total += _ones(a[i] & b[i])
+        return np.int64(total)
     x0, x1 = max(left, other_left), min(left + n, other_left + other_n)
-    both, one_near, other_near = _ZERO, _ZERO, _ZERO
     for y in range(y0, y1):
-        a, b = planes[:, y - top, x0 - left :], others[:, y - other_top, x0 - other_left :]
+        a, b = one[y - top, x0 - left :], other[y - other_top, x0 - other_left :]
         for k in range(x1 - x0):
-            both += _ones(a[0, k] & b[0, k])
-            one_near += _ones(a[1, k] & b[2, k])
-            other_near += _ones(b[1, k] & a[2, k])
-    return np.int64(both), np.int64(one_near), np.int64(other_near)
+            total += _ones(a[k] & b[k])
+    return np.int64(total)
 
 
 @_compiled
-def overlap(one, other):
+def overlap(prediction, truth):
     """See ``plain.overlap``."""
-    top, left, n, area, length, planes = one
-    other_top, other_left, other_n, other_area, other_length, others = other
-    both, one_near, other_near = _overlap(top, left, n, planes, other_top, other_left, other_n, others)
-    return both, area + other_area - both, other_length, length, other_near, one_near
+    head, top, left, n, area, length, mask, boundary, near = prediction
+    true_head, true_top, true_left, true_n, true_area, true_length, true_mask, true_boundary, true_near = truth
+    both = _shared(mask, head, left, n, true_mask, true_head, true_left, true_n)
+    near_truth = _shared(boundary, head, left, n, true_near, true_top, true_left, true_n)
+    near_prediction = _shared(true_boundary, true_head, true_left, true_n, near, top, left, n)
+    return both, area + true_area - both, true_length, length, near_prediction, near_truth
 
 
 @_compiled
 def count(prediction, truth, rows, columns, radius):
-    """See ``plain.count``."""
-    return overlap(trace(prediction, rows, columns, radius), trace(truth, rows, columns, radius))
+    """See ``plain.count``; what is near is looked for only where the other mask has a boundary."""
+    one, other = _outline(prediction, rows, columns, radius), _outline(truth, rows, columns, radius)
+    head, held, true_head, true_held = one[0], one[5].shape[0], other[0], other[5].shape[0]
+    return overlap(
+        _planes(one, true_head, true_head + true_held, radius),
+        _planes(other, head, head + held, radius),
+    )
+
+
+@_compiled
+def _count_labels(prediction, stride, truth, true_stride, rows, columns, number, radius):
+    counted = np.empty((number, 6), dtype=np.int64)
+    for n in range(number):
+        one = _pick(prediction, stride, rows, columns, n + 1)
+        counted[n] = count(one, _pick(truth, true_stride, rows, columns, n + 1), rows, columns, radius)
+    return counted
+
+
+def count_labels(prediction: Any, truth: Any, number: int, radius: int) -> Any:
+    """See ``plain.count_labels``; in one call, so that threads wait for each other once a picture."""
+    return _count_labels(*_flat(prediction), *_flat(truth), *truth.shape, number, radius)

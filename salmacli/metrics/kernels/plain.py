@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-# Top row, left word, words in a row, pixels, boundary pixels, and (3, h, at least words in a row): mask, boundary and
-# what is near the boundary.
-Planes = tuple[int, int, int, int, int, Words]
+# First row of mask and boundary, first row of what is near, first word and words of a row that count; pixels of the
+# mask and of its boundary; and the three of them as rows of words: mask, boundary, near.
+Planes = tuple[int, int, int, int, int, int, Words, Words, Words]
 
 # What runs_of_text found.
 FINE, BAD_CHARACTER, CUT_OFF, TOO_LONG, NEGATIVE = range(5)
 
 _ONE = np.uint64(1)
+_AT_ONCE = 1 << 16  # pixels
 _ALL = ~np.uint64(0)
 # How many bits the numbers 0 to 255 have; NumPy counts them itself from version 2 on.
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
@@ -40,6 +41,24 @@ def fill(runs: NDArray[np.int64], length: int) -> Words:
     packed = np.packbits(np.repeat(values, runs), bitorder="little")
     stream = np.zeros(length * 8, dtype=np.uint8)
     stream[: packed.size] = packed
+    return stream.view(np.uint64)
+
+
+def pick(labels: NDArray[np.uint8], label: int) -> Words:
+    """A stream of bits of one object in a picture of object numbers.
+
+    Args:
+        labels: (H, W) object numbers, at least one.
+        label: The object's number.
+    """
+    height, width = labels.shape
+    stream = np.zeros((labels.size + 63) // 64 * 8, dtype=np.uint8)
+    # A few rows at a time, whole bytes of the stream: what stays in the cache needs no new pages either.
+    rows = max(_AT_ONCE // width // 8, 1) * 8
+    for top in range(0, height, rows):
+        packed = np.packbits(labels[top : top + rows] == label, bitorder="little")
+        begin = top * width // 8
+        stream[begin : begin + packed.size] = packed
     return stream.view(np.uint64)
 
 
@@ -86,12 +105,12 @@ def trace(words: Words, rows: int, columns: int, radius: int) -> Planes:
         radius: Pixels (Euclidean, inclusive) that are near.
 
     Returns:
-        Row and word column at which the planes begin, words of a row that count, number of pixels of the mask and
-        of its boundary, and (3, h, words of a row or more) uint64: mask, boundary and near.
+        As :data:`Planes` says; the rows of words may have more words than count.
     """
     set_words = np.flatnonzero(words)
     if set_words.size == 0:
-        return 0, 0, 0, 0, 0, np.zeros((3, 0, 0), dtype=np.uint64)
+        nothing = np.zeros((0, 0), dtype=np.uint64)
+        return 0, 0, 0, 0, 0, 0, nothing, nothing, nothing
     first = int(set_words[0]) * 64 // columns
     last = min((int(set_words[-1]) * 64 + 63) // columns, rows - 1)
     # A boundary pixel may stand one row above and one column left of the mask, a near one a radius further.
@@ -100,11 +119,9 @@ def trace(words: Words, rows: int, columns: int, radius: int) -> Planes:
     in_use = np.flatnonzero(lines.any(axis=0))
     left = max(int(in_use[0]) * 64 - 1 - radius, 0) // 64
     right = min((int(in_use[-1]) * 64 + 64 + radius) // 64 + 1, lines.shape[1])
-    planes = np.zeros((3, bottom - top, right - left), dtype=np.uint64)
-    planes[0] = lines[:, left:right]
-    planes[1] = _boundary(lines, bottom == rows, columns)[:, left:right]
-    planes[2] = _near(planes[1], radius)
-    return top, left, right - left, popcount(planes[0]), popcount(planes[1]), planes
+    mask, boundary = lines[:, left:right], _boundary(lines, bottom == rows, columns)[:, left:right]
+    near = _near(boundary, radius)
+    return top, top, left, right - left, popcount(mask), popcount(boundary), mask, boundary, near
 
 
 def overlap(prediction: Planes, truth: Planes) -> tuple[int, int, int, int, int, int]:
@@ -114,18 +131,33 @@ def overlap(prediction: Planes, truth: Planes) -> tuple[int, int, int, int, int,
         Pixels in both masks and in either; boundary pixels of truth and of prediction; and how many of either lie
         near the other's boundary.
     """
-    (top, left, n, area, length, planes), (other_top, other_left, other_n, other_area, other_length, others) = (
-        prediction,
-        truth,
-    )
-    y0, y1 = max(top, other_top), min(top + planes.shape[1], other_top + others.shape[1])
+    head, top, left, n, area, length, mask, boundary, near = prediction
+    true_head, true_top, true_left, true_n, true_area, true_length, true_mask, true_boundary, true_near = truth
+    both = _shared(mask, head, left, n, true_mask, true_head, true_left, true_n)
+    near_truth = _shared(boundary, head, left, n, true_near, true_top, true_left, true_n)
+    near_prediction = _shared(true_boundary, true_head, true_left, true_n, near, top, left, n)
+    return both, area + true_area - both, true_length, length, near_prediction, near_truth
+
+
+def count_labels(
+    prediction: NDArray[np.uint8], truth: NDArray[np.uint8], number: int, radius: int
+) -> NDArray[np.int64]:
+    """:func:`count` of the objects 1 to ``number`` of two pictures of object numbers: (number, 6)."""
+    rows, columns = truth.shape
+    counted = [count(pick(prediction, n), pick(truth, n), rows, columns, radius) for n in range(1, number + 1)]
+    return np.array(counted, dtype=np.int64).reshape(number, 6)
+
+
+def _shared(
+    one: Words, top: int, left: int, n: int, other: Words, other_top: int, other_left: int, other_n: int
+) -> int:
+    """Pixels of two planes, each with its place in the picture."""
+    y0, y1 = max(top, other_top), min(top + one.shape[0], other_top + other.shape[0])
     x0, x1 = max(left, other_left), min(left + n, other_left + other_n)
-    both = near_truth = near_prediction = 0
-    if y0 < y1 and x0 < x1:
-        a = planes[:, y0 - top : y1 - top, x0 - left : x1 - left]
-        b = others[:, y0 - other_top : y1 - other_top, x0 - other_left : x1 - other_left]
-        both, near_truth, near_prediction = popcount(a[0] & b[0]), popcount(a[1] & b[2]), popcount(b[1] & a[2])
-    return both, area + other_area - both, other_length, length, near_prediction, near_truth
+    if y0 >= y1 or x0 >= x1:
+        return 0
+    a = one[y0 - top : y1 - top, x0 - left : x1 - left]
+    return popcount(a & other[y0 - other_top : y1 - other_top, x0 - other_left : x1 - other_left])
 
 
 def count(prediction: Words, truth: Words, rows: int, columns: int, radius: int) -> tuple[int, int, int, int, int, int]:

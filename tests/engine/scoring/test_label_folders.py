@@ -391,6 +391,6 @@ def test_progress_and_a_worker_that_dies(folders, monkeypatch):
     heard = Heard()
     score_label_folders(*folders, progress=heard)
     assert (heard.total, heard.done) == (2, 2)
-    monkeypatch.setattr(label_counts, "count", lambda *_: 1 / 0)
+    monkeypatch.setattr(label_counts, "count_labels", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score_label_folders(*folders)
