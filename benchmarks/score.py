@@ -202,8 +202,10 @@ def processes(truth: Path, predictions: Path, options: argparse.Namespace) -> di
             official += ["--results_path", str(folder / "official")]
             tools["official"] = ([sys.executable, *official], options.davis2017)
         if options.vos_benchmark:
-            vos = ["benchmark.py", "-g", str(folder / "truth"), "-m", str(folder / "vos"), "-n", str(options.threads)]
-            tools["vos-benchmark"] = ([sys.executable, *vos], options.vos_benchmark)
+            vos = ["benchmark.py", "-g", str(folder / "truth"), "-m", str(folder / "vos"), "-n"]
+            for number in sorted({1, options.threads}):
+                called = f"vos-benchmark, {number} processes" if number > 1 else "vos-benchmark, 1 process"
+                tools[called] = ([sys.executable, *vos, str(number)], options.vos_benchmark)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in tools}
         said = {}
         for _ in range(options.process_repeats):
@@ -266,7 +268,7 @@ def compare(said: dict[str, str], folder: Path) -> dict[str, Any]:
         found["official"] = {name: means[f"{name}-Mean"] for name in ("J", "F")}
         if any(f"{found['salma'][name]:.3f}" != f"{found['official'][name]:.3f}" for name in ("J", "F")):
             raise SystemExit(f"the means differ: {found}")
-    if "vos-benchmark" in said:  # percent with one digit
+    if any(name.startswith("vos") for name in said):  # percent with one digit
         row = (folder / "vos" / "results.csv").read_text().splitlines()[1].split(",")
         found["vos-benchmark"] = {"J": float(row[3]), "F": float(row[4])}
     return found

@@ -127,6 +127,7 @@ def evaluate(
                 "--truth and --scoring need davis and --predictions, and none of the options about models and data",
                 "salma eval davis --truth DIR --predictions DIR",
             )
+        _announce(progress)
         evaluation = _label_folders(truth, predictions, scoring, missing, progress)
         _report(evaluation, out or _beside(predictions), worst, plot, progress, as_json)
         return
@@ -158,6 +159,7 @@ def evaluate(
 
     from salmacli.engine.scoring.evaluator import evaluate as score
 
+    _announce(progress)
     evaluation = score(source, folder, chosen, missing.value, record, progress)
     _report(evaluation, out or _beside(folder, chosen), worst, plot, progress, as_json)
 
@@ -210,6 +212,14 @@ def _label_folders(
     return score_label_folders(
         truth, predictions, (scoring or Scoring.semi_supervised).value, missing=missing.value, progress=progress
     )
+
+
+def _announce(progress: Progress) -> None:
+    """Say why the first evaluation on a machine seems to stand still at its beginning."""
+    from salmacli.metrics.kernels import first_time
+
+    if first_time():
+        progress.say("compiling what counts pixels: once on this machine, some ten seconds")
 
 
 def _submit(source: Benchmark, folder: Path, place: Path, progress: Progress, as_json: bool) -> None:

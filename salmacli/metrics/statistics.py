@@ -26,7 +26,7 @@ def summarise(values: NDArray[np.float64]) -> Statistics:
     """Statistics of a score per frame, in temporal order.
 
     The quarters share their end frames as in the official script. That script keeps frame numbers in 8 bits
-    and gives NaN beyond 256 frames; here the decay of longer videos is right.
+    and gives NaN from 256 frames on; here the decay of such videos is right.
 
     Args:
         values: (frames,) scores.

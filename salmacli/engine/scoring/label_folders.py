@@ -27,7 +27,7 @@ _OVERALL = "mean over the frames of an object, then over the objects of all sequ
 _OBJECTS = "the objects of a sequence are 1 to the highest label of its first true frame"
 _ROUNDING = "none; the official tool's two CSV files have three decimals"
 _DECAY = (
-    "The official tool keeps frame numbers in 8 bits, so that its decay is wrong or NaN beyond 256 frames; here it is"
+    "The official tool keeps frame numbers in 8 bits, so that its decay is wrong or NaN from 256 frames on; here it is"
     " right. Sequences are the folders of the truth in alphabetical order, not those of a list"
 )
 

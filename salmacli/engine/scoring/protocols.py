@@ -156,7 +156,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = {
             "per annotator mean over the frames of an object, then over the objects of all videos; mean of the four"
             " annotators; J&F = (J + F) / 2",
             differs="Probabilities are the sigmoid of saved logits, enlarged bilinearly; where only masks are there"
-            " they are 0 and 1, and a pixel that two claim goes to the first. Decay is right beyond 256 frames."
+            " they are 0 and 1, and a pixel that two claim goes to the first. Decay is right from 256 frames on."
             " A mask that is missing scores 0 against every object with --missing zero; with --missing drop its frame"
             " leaves the means of its video and annotator",
             void="255 in the official PNGs is taken out of predictions; a set that has only mask_dict.pkl has none",

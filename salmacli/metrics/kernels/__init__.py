@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from salmacli.metrics.kernels import plain
 from salmacli.metrics.kernels.plain import BAD_CHARACTER, CUT_OFF, FINE, NEGATIVE, TOO_LONG, Planes
 
@@ -16,4 +18,10 @@ _chosen = plain if compiled is None else compiled
 count, count_labels, fill, overlap = _chosen.count, _chosen.count_labels, _chosen.fill, _chosen.overlap
 pick, popcount, runs_of_text, trace = _chosen.pick, _chosen.popcount, _chosen.runs_of_text, _chosen.trace
 
-__all__ = ["BAD_CHARACTER", "CUT_OFF", "FINE", "KERNELS", "NEGATIVE", "TOO_LONG", "Planes", *KERNELS]
+
+def first_time() -> bool:
+    """Whether the first call will compile, which takes some seconds and is kept for later runs."""
+    return compiled is not None and not any(Path(compiled.count.stats.cache_path).glob("compiled.*.nbi"))
+
+
+__all__ = ["BAD_CHARACTER", "CUT_OFF", "FINE", "KERNELS", "NEGATIVE", "TOO_LONG", "Planes", *KERNELS, "first_time"]
