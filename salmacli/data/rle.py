@@ -16,6 +16,8 @@ from salmacli.metrics.bits import Bits
 RLE = dict[str, Any]
 Mask = NDArray[np.bool_]
 
+MOST_PIXELS = 1 << 30
+
 _FAULTS = {
     kernels.BAD_CHARACTER: "are empty or hold characters outside the format",
     kernels.CUT_OFF: "end in the middle of a run",
@@ -54,8 +56,9 @@ def bits(rle: Mapping[str, Any]) -> Bits:
     """
     height, width = size_of(rle)
     runs = _runs(rle)
-    # pycocotools trusts the runs and writes past its array when they are too long, so it never sees them.
-    if runs.sum() != height * width:
+    # pycocotools trusts the runs and writes past its array when they are too long, so it never sees them; neither may
+    # the kernels see runs whose sum is right only because it has overflown.
+    if runs.sum() != height * width or runs.max(initial=0) > height * width:
         raise DataError(f"RLE covers {runs.sum()} pixels but its size {height}x{width} has {height * width}")
     return Bits.of_runs(runs, height, width)
 
@@ -95,6 +98,8 @@ def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
     size = rle.get("size") if isinstance(rle, Mapping) else None
     if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
         raise DataError(f"RLE without a valid size: {str(rle)[:60]!r}")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise DataError(f"RLE of {size[0]}x{size[1]} pixels, more than any picture has")
     return int(size[0]), int(size[1])
 
 

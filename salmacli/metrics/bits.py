@@ -72,8 +72,10 @@ class Bits:
         Raises:
             ValueError: The runs do not fill the picture.
         """
-        if runs.size and (runs.min() < 0 or int(runs.sum()) != height * width):
-            raise ValueError(f"runs cover {runs.sum()} pixels, a picture of {height}x{width} has {height * width}")
+        pixels = height * width
+        # The kernels trust them: a sum alone may be right because it has overflown.
+        if runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
+            raise ValueError(f"runs cover {runs.sum()} pixels, a picture of {height}x{width} has {pixels}")
         return cls(kernels.fill(runs, _length(height, width)), height, width, by_columns=True)
 
     @classmethod

@@ -70,3 +70,11 @@ def test_what_is_no_mask_is_refused():
         Bits.empty(3, 4) | Bits.empty(4, 3)
     with pytest.raises(ValueError, match="cover"):
         Bits.of_runs(np.array([3, 4]), 2, 4)
+
+
+def test_runs_whose_sum_overflows_are_refused():
+    runs = np.full(1 << 4, 1 << 60, dtype=np.int64)  # 2 to the 64, which is 0
+    runs = np.concatenate([runs, np.array([12])])
+    assert int(runs.sum()) == 12
+    with pytest.raises(ValueError, match="cover"):
+        Bits.of_runs(runs, 3, 4)
