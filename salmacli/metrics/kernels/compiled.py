@@ -1,7 +1,8 @@
 """The kernels compiled by Numba: word by word, without leaving the first cache where a mask is small.
 
 Loops run over slices from 0 on and words are shifted by words, so that LLVM sees no index that could wrap around
-and works on several words at once.
+and works on several words at once. All stands in one file, because what Numba keeps compiled is made anew when the file
+of a function changes, and not when one that it calls does.
 """
 
 from __future__ import annotations
