@@ -15,7 +15,8 @@ and, as whole processes from the start of Python to its end, on folders of label
     process   `salma eval davis --scoring semi-supervised` (cold: with nothing compiled before), evaluation_method.py
               and vos-benchmark's benchmark.py: wall and CPU seconds and peak resident memory
 
-Repetitions are interleaved and medians are given; ratios are medians of the ratios within a repetition. Scores are
+Repetitions are interleaved and medians are given; ratios in memory are medians of the ratios within a
+repetition, those of processes ratios of medians. Scores are
 compared: J and F of every object-frame bit for bit, the means of the processes to the official tool's three digits.
 """
 

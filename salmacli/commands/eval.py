@@ -120,8 +120,11 @@ def evaluate(
     from salmacli.report.progress import TerminalProgress
 
     progress = TerminalProgress()
+    if worst and as_json:
+        raise UsageError("--worst makes a table, --json prints none", "leave out one of them")
     if truth is not None or scoring is not None:
-        others = (run, checkpoint, data, split, mode, protocol, save_logits or None, submission or None)
+        others: list[object] = [run, checkpoint, data, split, mode, protocol]
+        others += [save_logits or None, submission or None, visa_compat or None]
         if benchmark is not Set.davis or truth is None or predictions is None or any(o is not None for o in others):
             raise UsageError(
                 "--truth and --scoring need davis and --predictions, and none of the options about models and data",
@@ -129,7 +132,8 @@ def evaluate(
             )
         _announce(progress)
         evaluation = _label_folders(truth, predictions, scoring, missing, progress)
-        _report(evaluation, out or _beside(predictions), worst, plot, progress, as_json)
+        place = out or _beside(predictions, scoring.value if scoring is Scoring.unsupervised else None)
+        _report(evaluation, place, worst, plot, progress, as_json)
         return
     if predictions is not None and (run or checkpoint or mode or save_logits):
         raise UsageError(
@@ -137,23 +141,22 @@ def evaluate(
             "give one of them",
         )
     chosen = _protocol(benchmark, protocol, visa_compat)
-    if submission and (missing is not Missing.error or worst or plot):
-        raise UsageError(
-            "--submission writes a complete zip and scores nothing", "leave out --missing, --worst and --plot"
-        )
 
     from salmacli.engine.sources import open_source
 
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic:
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
+    submission = submission or not source.public
+    if submission:
+        _check_submission(source, missing is not Missing.error or worst or plot or protocol or visa_compat)
     if predictions is not None:
         folder, record = predictions, dict[str, Any]()
     else:
         # The annotators' protocol merges soft masks, which are the logits.
         logits = save_logits or chosen == "annotators"
         folder, record = _predict(source, run, checkpoint, mode, logits, progress)
-    if submission or not source.public:
+    if submission:
         _submit(source, folder, out or _beside(folder), progress, as_json)
         return
 
@@ -214,6 +217,19 @@ def _label_folders(
     )
 
 
+def _check_submission(source: Benchmark, scores: object) -> None:
+    """Say before anything is predicted that there is no such zip, or that it scores nothing."""
+    from salmacli.engine.scoring.submission import TOPS
+
+    if source.name not in TOPS:
+        raise UsageError(f"there is no form of submission for {source.name}", f"choose one of {', '.join(TOPS)}")
+    if scores:
+        raise UsageError(
+            f"{source.name} {source.split} becomes a zip for its server, which is complete and scores nothing",
+            "leave out --missing, --worst, --plot, --protocol and --visa-compat",
+        )
+
+
 def _announce(progress: Progress) -> None:
     """Say why the first evaluation on a machine seems to stand still at its beginning."""
     from salmacli.metrics.kernels import first_time
@@ -258,6 +274,9 @@ def _report(
 def _beside(predictions: Path, protocol: str | None = None) -> Path:
     """Where the scores of predictions lie: never inside them, where they would be taken for a video."""
     predictions = predictions.resolve()
-    own = predictions.name == "predictions"
-    place = predictions.parent if own else predictions.with_name(f"{predictions.stem}-scores")
+    from salmacli.engine.scoring.own_predictions import RECORD
+
+    # A run keeps them in a folder of its own, which holds the scores, too.
+    own = predictions.name == "predictions" and (predictions / RECORD).is_file()
+    place = predictions.parent if own else predictions.with_name(f"{predictions.name}-scores")
     return place.with_name(f"{place.name}+{protocol}") if protocol else place

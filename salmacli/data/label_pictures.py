@@ -40,7 +40,8 @@ def read_labels(path: Path) -> Labels:
     """Reads one label picture, a PNG.
 
     Returns:
-        (H, W) object numbers as stored, whatever colours a palette gives them; 0 is background.
+        (H, W) object numbers as stored, whatever colours a palette gives them; 0 is background. Perhaps read-only.
+        Grey values of 2 or 4 bits come as Pillow scales them to 8.
 
     Raises:
         LabelError: The file is missing, broken, no PNG, or not indexed or grey with at most 8 bits a pixel.

@@ -40,8 +40,10 @@ def read_plain_png(content: bytes) -> NDArray[np.uint8] | None:
     header, data = _chunks(content)
     if header is None:
         return None
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if colour not in (_GREY, _INDEXED) or depth not in (1, 8) or interlaced or not width or not height:
+    width, height, depth, colour, compression, filtering, interlaced = struct.unpack(">IIBBBBB", header)
+    if compression or filtering or interlaced or not width or not height:
+        return None
+    if colour not in (_GREY, _INDEXED) or depth not in (1, 8):
         return None
     line = 1 + (width * depth + 7) // 8
     if height * line > (Image.MAX_IMAGE_PIXELS or 1 << 31):
@@ -76,6 +78,8 @@ def _chunks(content: bytes) -> tuple[bytes | None, bytes]:
         if kind in _NEEDED:
             if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
                 return broken
+            if (kind == b"IHDR") != (not header):
+                return broken  # there is one, and it comes first
             if kind == b"IHDR":
                 header = content[place + 8 : end]
             elif kind == b"IDAT":

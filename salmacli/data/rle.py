@@ -58,7 +58,9 @@ def bits(rle: Mapping[str, Any]) -> Bits:
     runs = _runs(rle)
     # pycocotools trusts the runs and writes past its array when they are too long, so it never sees them; neither may
     # the kernels see runs whose sum is right only because it has overflown.
-    if runs.sum() != height * width or runs.max(initial=0) > height * width:
+    if runs.max(initial=0) > height * width:
+        raise DataError(f"RLE has a run of {runs.max()} pixels but its size {height}x{width} has {height * width}")
+    if runs.sum() != height * width:
         raise DataError(f"RLE covers {runs.sum()} pixels but its size {height}x{width} has {height * width}")
     return Bits.of_runs(runs, height, width)
 

@@ -56,7 +56,12 @@ class Bits:
         Args:
             labels: (H, W) object numbers.
             label: The object's number.
+
+        Raises:
+            ValueError: The number is none of 8 bits.
         """
+        if not 0 <= label <= 255:
+            raise ValueError(f"object numbers go from 0 to 255, {label} is none")
         height, width = labels.shape
         return cls(kernels.pick(labels, label), height, width)
 

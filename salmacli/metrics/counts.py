@@ -68,7 +68,7 @@ def trace(mask: Mask | Bits, radius: int | None = None) -> Traced:
         ValueError: The array is no mask, or the radius is negative.
     """
     bits = mask if isinstance(mask, Bits) else Bits.of_mask(mask)
-    radius = _radius(bits, radius)
+    radius = _radius(bits.shape, radius)
     planes = kernels.trace(bits.words, *_grid(bits), radius)
     return Traced(bits.height, bits.width, bits.by_columns, radius, planes[4], planes[5], planes)
 
@@ -79,8 +79,7 @@ def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Cou
     Args:
         prediction: (H, W) booleans, bits, or a mask traced before.
         truth: Likewise.
-        radius: Boundary tolerance in pixels; by default :func:`boundary_radius` of the frame, or that of a
-            traced mask.
+        radius: Boundary tolerance in pixels; by default that of a traced mask, else :func:`boundary_radius`.
 
     Returns:
         (6,) int64: intersection, union, boundary pixels of truth and of prediction, and how many of either
@@ -92,14 +91,15 @@ def count(prediction: AnyMask, truth: AnyMask, radius: int | None = None) -> Cou
     if _shape(prediction) != _shape(truth):
         raise ValueError(f"masks must share one (H, W) shape, not {_shape(prediction)} and {_shape(truth)}")
     if isinstance(prediction, Traced) or isinstance(truth, Traced):
-        by_columns = (prediction if isinstance(prediction, Traced) else truth).by_columns  # type: ignore[union-attr]
-        a, b = _traced(prediction, radius, by_columns), _traced(truth, radius, by_columns)
-        if a.radius != b.radius or a.by_columns != b.by_columns:
+        like = prediction if isinstance(prediction, Traced) else truth
+        assert isinstance(like, Traced)
+        a, b = _traced(prediction, like.radius, like.by_columns), _traced(truth, like.radius, like.by_columns)
+        if a.radius != b.radius or a.by_columns != b.by_columns or radius not in (None, a.radius):
             raise ValueError("traced masks must share radius and order to be counted against each other")
         return np.array(kernels.overlap(a.planes, b.planes), dtype=np.int64)
     by_columns = any(isinstance(mask, Bits) and mask.by_columns for mask in (prediction, truth))
     one, other = _bits(prediction, by_columns), _bits(truth, by_columns)
-    counted = kernels.count(one.words, other.words, *_grid(one), _radius(one, radius))
+    counted = kernels.count(one.words, other.words, *_grid(one), _radius(one.shape, radius))
     return np.array(counted, dtype=np.int64)
 
 
@@ -118,13 +118,16 @@ def count_labels(
         (number, 6) int64.
 
     Raises:
-        ValueError: The pictures are not of one (H, W) shape, or not of 8 bits.
+        ValueError: The pictures are not of one (H, W) shape, or not of 8 bits, the number is none, or the radius is
+            negative.
     """
     if prediction.ndim != 2 or prediction.shape != truth.shape:
         raise ValueError(f"pictures must share one (H, W) shape, not {prediction.shape} and {truth.shape}")
     if prediction.dtype != np.uint8 or truth.dtype != np.uint8:
         raise ValueError(f"object numbers must be of 8 bits, not {prediction.dtype} and {truth.dtype}")
-    radius = boundary_radius(*truth.shape) if radius is None else radius
+    if not 0 <= number <= 255:
+        raise ValueError(f"object numbers go from 1 to 255, not to {number}")
+    radius = _radius(truth.shape, radius)
     return np.asarray(kernels.count_labels(prediction, truth, number, radius), dtype=np.int64)
 
 
@@ -146,7 +149,7 @@ def _bits(mask: Mask | Bits, by_columns: bool) -> Bits:
     return mask.turned(by_columns) if isinstance(mask, Bits) else Bits.of_mask(mask, by_columns)
 
 
-def _traced(mask: AnyMask, radius: int | None, by_columns: bool) -> Traced:
+def _traced(mask: AnyMask, radius: int, by_columns: bool) -> Traced:
     return mask if isinstance(mask, Traced) else trace(_bits(mask, by_columns), radius)
 
 
@@ -158,8 +161,8 @@ def _grid(bits: Bits) -> tuple[int, int]:
     return (bits.width, bits.height) if bits.by_columns else (bits.height, bits.width)
 
 
-def _radius(bits: Bits, radius: int | None) -> int:
-    radius = boundary_radius(bits.height, bits.width) if radius is None else radius
+def _radius(shape: tuple[int, int], radius: int | None) -> int:
+    radius = boundary_radius(*shape) if radius is None else radius
     if radius < 0:
         raise ValueError(f"the boundary radius must not be negative, it is {radius}")
     return radius

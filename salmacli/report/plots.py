@@ -116,7 +116,8 @@ def scores_over_time(frames: pd.DataFrame, case: str, folder: Path) -> Path:
     axis.set_xticks(list(places)[::step], [str(frame) for frame in shown["frame"]][::step])
     axis.set_title(f"J and F over time: {case}", loc="left")
     figure.legend(loc="outside lower center", ncol=3, frameon=False)
-    return _save(figure, folder / "over_time" / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', case)}.png")
+    name = re.sub(r"[^\w.-]+", "_", case)
+    return _save(figure, folder / "over_time" / f"{name}.png")
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -81,7 +81,7 @@ def worst_table(rows: pd.DataFrame, most: int) -> Table:
         rows: One per expression or object.
         most: How many are shown.
     """
-    names = [column for column in ("video", "sequence", "expression", "object", "text") if column in rows]
+    names = [c for c in ("video", "sequence", "annotator", "expression", "object", "text") if c in rows]
     metrics = [metric for metric in ("JF", "J", "F") if metric in rows]
     table = Table(title=f"the {min(most, len(rows))} worst, %", title_justify="left")
     for column in names:
@@ -94,7 +94,8 @@ def worst_table(rows: pd.DataFrame, most: int) -> Table:
     ordered = rows.sort_values(metrics[0], kind="stable", na_position="last")
     for row in ordered.head(most).to_dict("records"):
         rest = [str(row[column]) for column in ("frames", "missing") if column in row]
-        table.add_row(*[escape(str(row[column])) for column in names], *_cells(row, metrics), *rest)
+        told = [NONE if pd.isna(row[column]) else str(row[column]) for column in names]
+        table.add_row(*map(escape, told), *_cells(row, metrics), *rest)
     return table
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -42,6 +44,8 @@ def perfect(small_synthetic, tmp_path):
                 }
             content = {"schema": 1, "video": video.name, "size": list(size), "frames": list(video.frames)}
             (folder / f"{video.name}.json").write_text(json.dumps({**content, "expressions": expressions}))
+        record = {"schema": 1, "benchmark": name, "split": benchmark.split}
+        (folder / "prediction.json").write_text(json.dumps(record))
         return folder
 
     return write
@@ -118,7 +122,7 @@ def test_label_folders(tmp_path, capsys, scoring):
     assert main([*command, "--worst", "1", "--plot", "cat/2"]) == 0
     out = capsys.readouterr()
     assert "cat 2" in out.out and "50.0" in out.out and "1 worst" in out.out
-    place = tmp_path / "predicted-scores"
+    place = tmp_path / ("predicted-scores" if scoring == "semi-supervised" else "predicted-scores+unsupervised")
     assert (place / "global_results-val.csv").read_text().splitlines()[1].startswith("0.500,0.500,0.500,0.000")
     assert (place / "over_time" / "cat_2.png").is_file() and "cat_2.png" in out.err
     assert json.loads((place / "results.json").read_text())["protocol"]["name"] == scoring
@@ -147,10 +151,13 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["davis", "--scoring", "unsupervised"], 2, ["--truth"]),
         (["davis", "--scoring", "loose"], 2, ["loose", "semi-supervised"]),
         (["davis", "--truth", "nowhere", "--predictions", "nowhere"], 4, ["nowhere"]),
-        (["mevis", "--submission", "--missing", "zero"], 2, ["--submission"]),
+        (["mevis", "--submission", "--missing", "zero"], 2, ["--missing", "zip"]),
         (["mevis", "--predictions", "x", "--run", "y"], 2, ["--run"]),
         (["mevis", "--run", "x", "--checkpoint", "y"], 2, ["--run"]),
         (["mevis", "--worst", "-1"], 2, ["--worst"]),
+        (["mevis", "--worst", "3", "--json"], 2, ["--worst", "--json"]),
+        (["refytvos", "--worst", "3"], 2, ["refytvos valid", "--worst"]),
+        (["davis", "--truth", ".", "--predictions", ".", "--visa-compat"], 2, ["--truth"]),
         (["revos", "--submission", "--predictions", "."], 2, ["revos"]),
     ],
 )
@@ -172,3 +179,23 @@ def test_a_worker_that_dies_fails_the_run(perfect, capsys, monkeypatch):
     monkeypatch.setattr("salmacli.engine.scoring.counting.count", die)
     assert "the worker is gone" in fails(capsys, ["eval", "mevis", "--predictions", folder], 1)
     assert not (folder.parent / "results.json").exists()
+
+
+def test_folders_of_whatever_name_keep_their_scores_apart(perfect, tmp_path, capsys):
+    folder = perfect("mevis")
+    for name in ("epoch1.5", "epoch1.6", "mine/predictions"):
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        (copy / "prediction.json").unlink()
+        (copy / "notes.json").write_text("{}")  # not ours, and no video
+        assert main(["eval", "mevis", "--predictions", str(copy), "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["extra"] == [{"where": "notes", "masks": 1}]
+        assert json.loads((copy.parent / f"{copy.name}-scores" / "results.json").read_text()) == results
+
+
+def test_without_a_place_to_keep_what_is_compiled(perfect, capsys, monkeypatch):
+    compiled = pytest.importorskip("salmacli.metrics.kernels.compiled")
+    monkeypatch.setattr(compiled, "count", SimpleNamespace(stats=SimpleNamespace(cache_path=None)))
+    assert main(["eval", "mevis", "--predictions", str(perfect("mevis"))]) == 0
+    assert "once on this machine" in capsys.readouterr().err

@@ -185,12 +185,21 @@ def test_pictures_that_cannot_be_compared():
         count_labels(picture, picture.T, 1)
     with pytest.raises(ValueError, match="8 bits"):
         count_labels(picture.astype(np.int64), picture, 1)
+    with pytest.raises(ValueError, match="255"):
+        count_labels(picture, picture, 256)
+    with pytest.raises(ValueError, match="negative"):
+        count_labels(picture, picture, 1, radius=-1)
+    with pytest.raises(ValueError, match="255"):
+        Bits.of_label(picture, 256)
 
 
 def test_traced_masks_of_other_radii_or_orders_do_not_meet():
     mask = np.ones((5, 6), dtype=bool)
     with pytest.raises(ValueError, match="must share"):
         count(trace(mask, 1), trace(mask, 2))
+    with pytest.raises(ValueError, match="must share"):
+        count(trace(mask, 1), trace(mask, 1), radius=2)
+    assert count(trace(mask, 3), mask).tolist() == count(mask, mask, 3).tolist()
     with pytest.raises(ValueError, match="must share"):
         count(trace(mask, 1), trace(Bits.of_mask(mask, by_columns=True), 1))
 

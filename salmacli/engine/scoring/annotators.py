@@ -101,7 +101,7 @@ def evaluate_annotators(
         },
         "problems": named(problems),
         "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
-        "left_out": [
+        "unscored_videos": [
             f"{video.name} (no object in its first frame)"
             for video, one in zip(benchmark.videos, counted, strict=True)
             if not one.annotators[0].objects

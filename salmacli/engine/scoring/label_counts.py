@@ -34,7 +34,7 @@ class CountedSequence:
         faults: Per frame what is wrong with its prediction, or None.
         proposals: The highest predicted label.
         extra: Pictures and labels that nobody asked for.
-        left_out: Labels of the truth that its first frame does not have.
+        unscored: Labels of the truth that its first frame does not have.
     """
 
     name: str
@@ -45,7 +45,7 @@ class CountedSequence:
     faults: list[Problem | None] = field(default_factory=list)
     proposals: int = 0
     extra: set[str] = field(default_factory=set)
-    left_out: set[str] = field(default_factory=set)
+    unscored: set[str] = field(default_factory=set)
 
 
 def count_sequence(truth_dir: Path, prediction_dir: Path, matching: bool, skip_ends: bool) -> CountedSequence:
@@ -83,7 +83,7 @@ def count_sequence(truth_dir: Path, prediction_dir: Path, matching: bool, skip_e
             _prediction(counted, prediction_dir / f"{name}.png") if given else (None, Problem("video", truth_dir.name))
         )
         counted.faults.append(fault)
-        _note(counted.left_out, counted, truth, truth.objects)
+        _note(counted.unscored, counted, truth, truth.objects)
         counted.counts.append((_match if matching else _identify)(counted, predicted, truth))
     return counted
 
@@ -194,7 +194,11 @@ def _masks(predicted: Picture | None, truth: Picture, number: int) -> list[Bits]
 
 def _note(names: set[str], counted: CountedSequence, picture: Picture, highest: int) -> None:
     """Note which labels a picture has beyond the objects, each once."""
-    for label in range(counted.objects + 1, highest + 1):
+    # To look for each is quicker than to sort all pixels, unless there may be many.
+    some = range(counted.objects + 1, highest + 1)
+    for label in some if len(some) <= MOST_PROPOSALS else np.unique(picture.labels[picture.labels > counted.objects]):
+        if label > highest:
+            continue
         name = f"{counted.name}, label {label}"
         if name not in names and picture.has(label):
             names.add(name)

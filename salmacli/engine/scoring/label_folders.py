@@ -17,7 +17,7 @@ from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.evaluation import SCHEMA, Evaluation
 from salmacli.engine.scoring.evaluator import Missing
 from salmacli.engine.scoring.label_counts import MOST_PROPOSALS, CountedSequence, count_sequence, pictures
-from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables, same
+from salmacli.engine.scoring.matching import ObjectScores, frame_columns, matched, means, object_tables, same
 from salmacli.engine.scoring.problems import Problem, named, per_kind, refuse
 from salmacli.engine.scoring.protocols import Protocol
 from salmacli.engine.threads import in_threads
@@ -39,7 +39,7 @@ SCORINGS: Mapping[str, Protocol] = {
             _OVERALL,
             differs="A label above the number of objects ends the official tool; here it is reported as extra and the"
             f" objects are scored. {_DECAY}",
-            metrics=MEASURES,
+            metrics=("JF", "J", "F"),
             frames="all but the first and the last of a sequence",
             void="255 in the truth is background",
             matching=f"none: label n is object n; {_OBJECTS}",
@@ -51,7 +51,7 @@ SCORINGS: Mapping[str, Protocol] = {
             _OVERALL,
             differs=f"{_DECAY}. The official CSV numbers the matched proposals of a sequence; the rows here name object"
             " and proposal",
-            metrics=MEASURES,
+            metrics=("JF", "J", "F"),
             void="255 in the truth is taken out of predictions",
             matching=f"per sequence the assignment of predicted labels, at most {MOST_PROPOSALS}, to objects that has"
             f" the highest sum of (J + F) / 2: swapped identities cost nothing; {_OBJECTS}",
@@ -117,13 +117,13 @@ def score_label_folders(
         "synthetic": False,
         **dict.fromkeys(("mode", "run", "checkpoint", "config")),
         "protocol": SCORINGS[scoring].record(missing),
-        "metrics": list(MEASURES),
+        "metrics": list(SCORINGS[scoring].metrics),
         "scores": means(rows),
         "groups": {},
         "counts": _counts(counted, rows, problems, extra),
         "problems": named(problems),
         "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
-        "left_out": [where for one in counted for where in sorted(one.left_out)],
+        "unscored_labels": [where for one in counted for where in sorted(one.unscored)],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "salma": salmacli.__version__,
     }

@@ -20,8 +20,14 @@ pick, popcount, runs_of_text, trace = _chosen.pick, _chosen.popcount, _chosen.ru
 
 
 def first_time() -> bool:
-    """Whether the first call will compile, which takes some seconds and is kept for later runs."""
-    return compiled is not None and not any(Path(compiled.count.stats.cache_path).glob("compiled.*.nbi"))
+    """Whether the first call will compile, which takes some seconds; it is kept where there is a place for it.
+
+    What an earlier version left there is taken for compiled, although it is not.
+    """
+    if compiled is None:
+        return False
+    kept = compiled.count.stats.cache_path
+    return kept is None or not any(Path(kept).glob("compiled.*.nbi"))
 
 
 __all__ = ["BAD_CHARACTER", "CUT_OFF", "FINE", "KERNELS", "NEGATIVE", "TOO_LONG", "Planes", *KERNELS, "first_time"]

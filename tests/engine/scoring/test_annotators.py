@@ -313,4 +313,4 @@ def test_a_video_that_begins_without_an_object_is_left_out_and_named(root, tmp_p
     found = evaluate_annotators(open_benchmark("davis", root), write_own(tmp_path / "p", masks))
     assert set(found.rows["video"]) == {"cat"}
     assert found.results["scores"]["JF"] == 1.0
-    assert found.results["left_out"] == ["boats (no object in its first frame)"]
+    assert found.results["unscored_videos"] == ["boats (no object in its first frame)"]
