@@ -20,6 +20,7 @@ from salmacli.config.files import write_atomic
 SCHEMA = 1
 RESULTS = "results.json"
 _LOCK = ".evaluation.lock"
+_OURS = ("per_expression.*", "per_object.*", "per_frame.*", "*_results-*.csv")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Evaluation:
         results = json.dumps(self.results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _LOCK):
-            (folder / RESULTS).unlink(missing_ok=True)
+            if (folder / RESULTS).exists():
+                (folder / RESULTS).unlink()
+                for pattern in _OURS:  # that evaluation may have been by other rules, with other files
+                    for path in folder.glob(pattern):
+                        path.unlink()
             for name, content in files.items():
                 write_atomic(folder / name, content)
             write_atomic(folder / RESULTS, results)

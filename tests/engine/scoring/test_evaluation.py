@@ -44,6 +44,16 @@ def test_all_files_are_written(tmp_path):
     }
 
 
+def test_files_of_an_evaluation_by_other_rules_do_not_stay(tmp_path):
+    frames = pd.DataFrame({"J": [0.5]})
+    Evaluation({}, frames, frames, "per_object", {"global_results-val.csv": "x"}).write(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    evaluation().write(tmp_path)
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert "per_object.csv" not in names and "global_results-val.csv" not in names
+    assert {"per_expression.csv", "notes.txt", "results.json"} <= names
+
+
 def test_both_forms_of_a_table_hold_the_same(tmp_path):
     rows = pd.DataFrame(
         {
