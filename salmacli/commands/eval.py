@@ -120,6 +120,7 @@ def evaluate(
     from salmacli.report.progress import TerminalProgress
 
     progress = TerminalProgress()
+    _check_out(out, predictions, data)
     if worst and as_json:
         raise UsageError("--worst makes a table, --json prints none", "leave out one of them")
     if truth is not None or scoring is not None:
@@ -148,6 +149,8 @@ def evaluate(
     if source.synthetic:
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
     submission = submission or not source.public
+    if plot is not None and plot.rpartition("/")[0] not in {video.name for video in source.videos}:
+        raise UsageError(f"--plot {plot}: there is no such video", f"for example {source.videos[0].name}/0")
     if submission:
         _check_submission(source, missing is not Missing.error or worst or plot or protocol or visa_compat)
     if predictions is not None:
@@ -215,6 +218,19 @@ def _label_folders(
     return score_label_folders(
         truth, predictions, (scoring or Scoring.semi_supervised).value, missing=missing.value, progress=progress
     )
+
+
+def _check_out(out: Path | None, predictions: Path | None, data: Path | None) -> None:
+    """Say before anything is predicted or scored that results cannot go where they are wanted."""
+    if out is None:
+        return
+    for name, folder in (("--predictions", predictions), ("--data", data)):
+        if folder is not None and (out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents):
+            raise UsageError(f"--out {out} lies in {name}, where scores would be taken for data", "name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be a folder ({error.strerror})", "name another one") from None
 
 
 def _check_submission(source: Benchmark, scores: object) -> None:

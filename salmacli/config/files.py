@@ -46,15 +46,19 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     write_atomic(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], unique: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        unique: Refuse an object that has a key twice, of which JSON readers silently keep the last.
 
     Raises:
         DataError: The file is missing, is not UTF-8 or is not JSON; the message names line and column.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows tools put a mark in front
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is missing", "check the path, or make the file again") from None
     except IsADirectoryError:
@@ -64,12 +68,32 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "check its permissions") from None
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique if unique else None)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path} is not valid JSON at {where}: {error.msg}", "fetch or make the file again") from None
+    except ValueError as error:
+        reason = str(error).partition(";")[0]
+        raise DataError(f"{path} is not valid JSON: {reason}", "fetch or make the file again") from None
     except RecursionError:
         raise DataError(f"{path} nests its JSON too deeply to be read", "fetch or make the file again") from None
+
+
+def legible(text: str) -> str:
+    """A text that can be written as UTF-8: halves of characters, as some names and answers have, become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number that JSON knows")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:n]))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

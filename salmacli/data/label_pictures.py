@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from salmacli.data.plain_png import read_plain_png
+from salmacli.data.plain_png import is_bomb, read_plain_png
 from salmacli.errors import DataError
 
 VOID = 255  # nobody says what is there
@@ -51,6 +51,8 @@ def read_labels(path: Path) -> Labels:
         plain = read_plain_png(content)
         if plain is not None:
             return plain
+        if is_bomb(content):
+            raise LabelError(f"label picture {path} has more pixels than any frame", "write it again")
         # Of the other formats some lose labels (JPEG), and one starts a program (EPS).
         with Image.open(BytesIO(content), formats=("PNG",)) as picture:
             if picture.mode not in ("P", "L", "1"):
@@ -63,6 +65,10 @@ def read_labels(path: Path) -> Labels:
     except (FileNotFoundError, NotADirectoryError):
         raise LabelError(
             f"label picture {path} does not exist", "check the folder, or write it again", kind="frame"
+        ) from None
+    except UnidentifiedImageError:
+        raise LabelError(
+            f"label picture {path} cannot be read (it is no whole PNG)", "fetch or write it again"
         ) from None
     except _BROKEN as error:
         raise LabelError(f"label picture {path} cannot be read ({error})", "fetch or write it again") from None

@@ -62,6 +62,14 @@ def read_plain_png(content: bytes) -> NDArray[np.uint8] | None:
     return rows[:, 1:] if depth == 8 else np.unpackbits(rows[:, 1:], axis=1, count=width)
 
 
+def is_bomb(content: bytes) -> bool:
+    """Whether a PNG says that it has more pixels than Pillow takes without a warning."""
+    if content[:8] != _SIGNATURE or len(content) < 24:
+        return False
+    width, height = struct.unpack_from(">II", content, 16)
+    return bool(width * height > (Image.MAX_IMAGE_PIXELS or 1 << 31))
+
+
 def _chunks(content: bytes) -> tuple[bytes | None, bytes]:
     """Header and compressed data; no header where the file is not whole."""
     broken: tuple[None, bytes] = (None, b"")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +88,7 @@ def scores_over_time(frames: pd.DataFrame, case: str, folder: Path) -> Path:
     Args:
         frames: The content of ``per_frame``.
         case: ``<video>/<expression>``, or ``<sequence>/<object>``.
-        folder: Gets ``over_time/<case>.png``.
+        folder: Gets ``over_time/<video>/<expression>.png``.
 
     Raises:
         UsageError: There is no such case.
@@ -113,11 +112,11 @@ def scores_over_time(frames: pd.DataFrame, case: str, folder: Path) -> Path:
     axis.set_ylabel("%")
     axis.set_xlabel("frame")
     step = max(1, len(shown) // 10)
-    axis.set_xticks(list(places)[::step], [str(frame) for frame in shown["frame"]][::step])
-    axis.set_title(f"J and F over time: {case}", loc="left")
+    # Names are no formulas.
+    axis.set_xticks(list(places)[::step], [str(frame) for frame in shown["frame"]][::step], parse_math=False)
+    axis.set_title(f"J and F over time: {case}", loc="left", parse_math=False)
     figure.legend(loc="outside lower center", ncol=3, frameon=False)
-    name = re.sub(r"[^\w.-]+", "_", case)
-    return _save(figure, folder / "over_time" / f"{name}.png")
+    return _save(figure, folder / "over_time" / video / f"{name}.png")
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -124,7 +124,7 @@ def test_label_folders(tmp_path, capsys, scoring):
     assert "cat 2" in out.out and "50.0" in out.out and "1 worst" in out.out
     place = tmp_path / ("predicted-scores" if scoring == "semi-supervised" else "predicted-scores+unsupervised")
     assert (place / "global_results-val.csv").read_text().splitlines()[1].startswith("0.500,0.500,0.500,0.000")
-    assert (place / "over_time" / "cat_2.png").is_file() and "cat_2.png" in out.err
+    assert (place / "over_time" / "cat" / "2.png").is_file() and "over_time" in out.err
     assert json.loads((place / "results.json").read_text())["protocol"]["name"] == scoring
 
 
@@ -166,9 +166,13 @@ def test_wrong_calls_get_one_line(capsys, arguments, status, words):
     assert all(word in line for word in words), line
 
 
-def test_a_case_that_does_not_exist(perfect, capsys):
+def test_a_case_that_does_not_exist(perfect, capsys, tmp_path):
     line = fails(capsys, ["eval", "mevis", "--predictions", perfect("mevis"), "--plot", "nobody/0"], 2)
-    assert "nobody/0" in line and "one of" in line
+    assert "nobody/0" in line
+    assert not (tmp_path / "mevis" / "results.json").exists()
+    video = next(path.stem for path in sorted((tmp_path / "mevis" / "predictions").glob("h*.json")))
+    command = ["eval", "mevis", "--predictions", tmp_path / "mevis" / "predictions", "--plot", f"{video}/nobody"]
+    assert "one of" in fails(capsys, command, 2)
 
 
 def test_a_worker_that_dies_fails_the_run(perfect, capsys, monkeypatch):
@@ -199,3 +203,34 @@ def test_without_a_place_to_keep_what_is_compiled(perfect, capsys, monkeypatch):
     monkeypatch.setattr(compiled, "count", SimpleNamespace(stats=SimpleNamespace(cache_path=None)))
     assert main(["eval", "mevis", "--predictions", str(perfect("mevis"))]) == 0
     assert "once on this machine" in capsys.readouterr().err
+
+
+def test_results_go_nowhere_that_they_would_harm(perfect, capsys, tmp_path):
+    folder = perfect("mevis")
+    (tmp_path / "file").write_text("")
+    for out in (folder, folder / "scores", tmp_path / "file", tmp_path / "file" / "below"):
+        line = fails(capsys, ["eval", "mevis", "--predictions", folder, "--out", out], 2)
+        assert "--out" in line
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json"] * len(list(folder.iterdir()))
+
+
+def test_predictions_of_other_videos_are_no_predictions(perfect, capsys, tmp_path):
+    (tmp_path / "above" / "mevis").mkdir(parents=True)
+    for missing in ("error", "zero"):
+        line = fails(capsys, ["eval", "mevis", "--predictions", tmp_path / "above", "--missing", missing], 4)
+        assert "none of the" in line
+
+
+def test_halves_of_characters_are_escaped_and_keys_come_once(perfect, capsys, tmp_path):
+    folder = perfect("mevis")
+    path = sorted(folder.glob("h*.json"))[0]
+    content = json.loads(path.read_text())
+    first = next(iter(content["expressions"].values()))
+    first["answer"] = "half \ud800"
+    path.write_text(json.dumps(content))
+    (folder / "extra \udcff.json").write_text("{}")
+    assert main(["eval", "mevis", "--predictions", str(folder), "--json"]) == 0
+    assert "udcff" in capsys.readouterr().out
+    assert "ud800" in pd.read_csv(tmp_path / "mevis" / "per_expression.csv")["answer"].iloc[0]
+    path.write_text(path.read_text().replace('"video"', '"video": "x", "video"', 1))
+    assert "twice" in fails(capsys, ["eval", "mevis", "--predictions", folder], 4)

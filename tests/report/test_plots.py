@@ -88,7 +88,7 @@ def test_scores_over_time(tmp_path):
         }
     )
     path = scores_over_time(frames, "v/0", tmp_path)
-    assert path == tmp_path / "over_time" / "v_0.png"
+    assert path == tmp_path / "over_time" / "v" / "0.png"
     with Image.open(path) as picture:
         assert picture.width > 600
     with pytest.raises(UsageError, match="v/0, w/0"):

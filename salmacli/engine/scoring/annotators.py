@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import salmacli
+from salmacli.config.files import legible
 from salmacli.data.readers.ref_davis import ANNOTATORS
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
@@ -100,7 +101,7 @@ def evaluate_annotators(
             "soft": sum(video.soft for video in counted),
         },
         "problems": named(problems),
-        "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
+        "extra": [{"where": legible(where), "masks": masks} for where, masks in list(extra.items())[:20]],
         "unscored_videos": [
             f"{video.name} (no object in its first frame)"
             for video, one in zip(benchmark.videos, counted, strict=True)

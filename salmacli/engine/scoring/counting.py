@@ -32,6 +32,7 @@ class CountedVideo:
 
     Attributes:
         video: Its expressions and frames give the order.
+        given: Whether it has predictions at all.
         said: What the predictions tell of each expression beside its masks.
         columns: (E, T) int64 by name: the six counts, ``predicted`` and ``pixels`` of the mask and of the frame;
             where A and R are measured ``foreground``, and where that is in 8 bits the sums ``EIGHT_BITS``. A mask
@@ -42,6 +43,7 @@ class CountedVideo:
     """
 
     video: Video
+    given: bool
     said: Sequence[Said]
     columns: dict[str, NDArray[np.int64]]
     kinds: NDArray[np.object_]
@@ -68,6 +70,7 @@ def count_video(
     names = (*NAMES, "predicted", "pixels", *(EIGHT_BITS if accuracy == "8 bits" else ()))
     counted = CountedVideo(
         video,
+        predicted is not None,
         [Said() if predicted is None else predicted.said(expression.id) for expression in video.expressions],
         {name: np.zeros(shape, dtype=np.int64) for name in names},
         np.full(shape, None, dtype=object),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import salmacli
+from salmacli.config.files import legible
 from salmacli.data.records import Video
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.counting import count_video, extra_masks
@@ -67,6 +68,11 @@ def evaluate(
         f"scoring {benchmark.name}",
         progress,
     )
+    if all(video.given is False for video in counted):
+        raise DataError(
+            f"{predictions} has predictions of none of the {len(counted)} videos of {benchmark.name} {benchmark.split}",
+            "name the folder that holds the videos, or the JSON file itself",
+        )
     problems = sum((video.problems for video in counted), Counter[Problem]())
     if problems and missing == "error":
         refuse(problems, sum(video.kinds.size for video in counted), predictions)
@@ -96,7 +102,7 @@ def evaluate(
         "groups": rules.groups(scored),
         "counts": counts,
         "problems": named(problems),
-        "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
+        "extra": [{"where": legible(where), "masks": masks} for where, masks in list(extra.items())[:20]],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "salma": salmacli.__version__,
     }

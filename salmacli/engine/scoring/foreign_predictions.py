@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from zipfile import is_zipfile
 
 from salmacli.config.files import read_json, safe_name
 from salmacli.data import rle
@@ -130,7 +131,9 @@ class JsonPredictions(Predictions):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record = {}
-        content = read_json(path)
+        if is_zipfile(path):
+            raise DataError(f"{path} is an archive", "unpack it and name the folder")
+        content = read_json(path, unique=True)
         if not isinstance(content, dict):
             raise DataError(f"{path} holds no object", _AGAIN)
         self._videos = {video: _expressions(path, video, value) for video, value in content.items()}

@@ -66,7 +66,9 @@ def count_sequence(truth_dir: Path, prediction_dir: Path, matching: bool, skip_e
         raise DataError(f"{truth_dir} has no PNG", "every sequence of the truth needs its label pictures")
     asked = names[1:-1] if skip_ends else names
     if not asked:
-        raise DataError(f"{truth_dir} has {len(names)} frames, none beside the first and last", "score all frames")
+        raise DataError(
+            f"{truth_dir} has {len(names)} frames, none beside the first and last", "leave this sequence out"
+        )
     truths = read_truth([truth_dir / f"{name}.png" for name in names])
     first = next(truths)
     objects = first.objects
@@ -89,8 +91,17 @@ def count_sequence(truth_dir: Path, prediction_dir: Path, matching: bool, skip_e
 
 
 def pictures(folder: Path) -> list[str]:
-    """Names of a folder's PNGs in order, without suffix."""
-    return sorted(path.stem for path in folder.glob("*.png"))
+    """Names of a folder's PNGs in order, without suffix; hidden files are no pictures.
+
+    Raises:
+        DataError: The names are numbers, and their order as names is not that of the numbers.
+    """
+    names = sorted(path.stem for path in folder.glob("*.png") if not path.name.startswith("."))
+    if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+        raise DataError(
+            f"the frames of {folder} are not in order: {names[0]}, {names[1]}, …", "number them with leading zeros"
+        )
+    return names
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class OwnPredictions(Predictions):
 
 
 def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_json(path, unique=True)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no object", _AGAIN)
     if content.get("schema") != SCHEMA:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from salmacli.config.files import legible
 from salmacli.errors import DataError
 
 KINDS: Mapping[str, str] = {
@@ -67,7 +68,7 @@ def per_kind(problems: Iterable[Problem]) -> dict[str, int]:
 def named(problems: Iterable[Problem], most: int = 20) -> list[dict[str, str | int]]:
     """The first problems as results state them, each with the number of masks it reaches."""
     return [
-        {"kind": problem.kind, "where": problem.where, "detail": problem.detail, "masks": masks}
+        {"kind": problem.kind, "where": legible(problem.where), "detail": legible(problem.detail), "masks": masks}
         for problem, masks in list(Counter(problems).items())[:most]
     ]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from salmacli.config.files import legible
 from salmacli.data.records import Expression
 from salmacli.engine.scoring.counting import CountedVideo
 from salmacli.metrics.contour import contour_accuracy
@@ -72,8 +73,8 @@ def expression_table(
                     **means,
                     **{name: int(columns[name][kept].sum()) for name in SUMS},
                     "empty": int((columns["predicted"][start:end][~wrong] == 0).sum()),
-                    "fallback": said.fallback,
-                    "answer": said.answer,
+                    "fallback": None if said.fallback is None else legible(said.fallback),
+                    "answer": None if said.answer is None else legible(said.answer),
                 }
             )
     table = pd.DataFrame(rows)

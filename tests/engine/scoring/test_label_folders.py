@@ -394,3 +394,17 @@ def test_progress_and_a_worker_that_dies(folders, monkeypatch):
     monkeypatch.setattr(label_counts, "count_labels", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         score_label_folders(*folders)
+
+
+def test_frames_out_of_order_are_refused_and_hidden_files_are_none(folders):
+    truth, prediction = folders
+    sequence = sorted(path for path in truth.iterdir() if path.is_dir())[0]
+    (sequence / "._00000.png").write_bytes(b"left by another system")
+    whole = score_label_folders(truth, prediction)
+    assert whole.results["counts"]["extra"] == 0
+    frames = sorted(path for path in sequence.glob("*.png") if not path.name.startswith("."))
+    for folder in (sequence, prediction / sequence.name):
+        for number, name in enumerate(path.name for path in frames):
+            (folder / name).rename(folder / f"{number + 8}.png")
+    with pytest.raises(DataError, match="not in order"):
+        score_label_folders(truth, prediction)
