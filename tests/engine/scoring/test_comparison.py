@@ -118,7 +118,7 @@ def test_no_results_say_how_to_make_some(tmp_path):
         ({"metrics": "J"}, "metrics is 'J'"),
         ({"metrics": ["J", "cIoU"]}, "score cIoU is None"),
         ({"protocol": "v1"}, "protocol is 'v1'"),
-        ({"scores": {"J": float("nan"), "F": 0.5, "JF": 0.5}}, "score J is nan"),
+        ({"scores": {"J": float("nan"), "F": 0.5, "JF": 0.5}}, "NaN is no number"),
     ],
 )
 def test_a_result_of_another_form_is_named(tmp_path, change, says):

@@ -203,5 +203,5 @@ def test_nothing_to_score(make_benchmark, tmp_path):
 
 
 def test_nothing_left_to_score(make_benchmark, tmp_path):
-    with pytest.raises(DataError, match="no expression of mevis valid is left"):
+    with pytest.raises(DataError, match="none of the 3 videos"):
         evaluate(make_benchmark(), tmp_path, missing="drop")
