@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import salmacli
-from salmacli.config.files import legible
 from salmacli.data.readers.ref_davis import ANNOTATORS
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
-from salmacli.engine.scoring.evaluation import Evaluation
+from salmacli.engine.scoring.evaluation import Evaluation, results_of
 from salmacli.engine.scoring.evaluator import Missing, check_same, extra_videos, origin
 from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables
 from salmacli.engine.scoring.predictions import open_predictions
-from salmacli.engine.scoring.problems import named, per_kind, refuse
+from salmacli.engine.scoring.problems import refuse
 from salmacli.engine.scoring.protocols import protocol_of
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError
@@ -82,34 +79,31 @@ def evaluate_annotators(
             raise DataError(f"{predictions}: annotator {annotator} has no object left to score")
         groups[str(annotator)] = {**means(of_one), "objects": len(of_one)}
     extra = sum((video.extra for video in counted), extra_videos(benchmark, found))
-    results = {
-        **origin(benchmark, found, record or {}),
-        "protocol": rules.record(missing) | _void(benchmark),
-        "metrics": list(rules.metrics),
-        "scores": {key: float(np.mean([group[key] for group in groups.values()])) for key in MEASURES},
-        "groups": {"annotator": groups},
-        "counts": {
-            "videos": len({row["video"] for row in rows}),
-            "expressions": sum(len(part.expressions) for part in parts),
-            "objects": len(rows),
-            "left_out": sum(part.objects for part in parts) - len(rows),
-            "frames": sum(row["frames"] for row in rows),
-            "missing": sum(problems.values()),
-            "problems": per_kind(problems),
-            "extra": sum(extra.values()),
-            "fallbacks": dict(sum((video.fallbacks for video in counted), Counter[str]())),
-            "soft": sum(video.soft for video in counted),
-        },
-        "problems": named(problems),
-        "extra": [{"where": legible(where), "masks": masks} for where, masks in list(extra.items())[:20]],
-        "unscored_videos": [
+    counts = {
+        "videos": len({row["video"] for row in rows}),
+        "expressions": sum(len(part.expressions) for part in parts),
+        "objects": len(rows),
+        "left_out": sum(part.objects for part in parts) - len(rows),
+        "frames": sum(row["frames"] for row in rows),
+        "fallbacks": dict(sum((video.fallbacks for video in counted), Counter[str]())),
+        "soft": sum(video.soft for video in seen),
+    }
+    results = results_of(
+        origin(benchmark, found, record or {}),
+        rules,
+        missing,
+        {key: float(np.mean([group[key] for group in groups.values()])) for key in MEASURES},
+        counts,
+        problems,
+        extra,
+        groups={"annotator": groups},
+        unscored_videos=[
             f"{video.name} (no object in its first frame)"
             for video, one in zip(benchmark.videos, counted, strict=True)
             if not one.annotators[0].objects
         ],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "salma": salmacli.__version__,
-    }
+    )
+    results["protocol"] |= _void(benchmark)
     columns = [part for _, of_part in scored for part in of_part]
     return Evaluation(results, *object_tables(rows, columns), "per_object")
 

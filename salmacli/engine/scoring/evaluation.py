@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +17,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from filelock import FileLock
 
-from salmacli.config.files import write_atomic
+import salmacli
+from salmacli.config.files import legible, write_atomic
+from salmacli.engine.scoring.problems import NAMED, Problem, named, per_kind
+
+if TYPE_CHECKING:
+    from salmacli.engine.scoring.protocols import Protocol
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -74,6 +81,48 @@ class Evaluation:
                 write_atomic(folder / name, content)
             write_atomic(folder / RESULTS, results)
         return folder / RESULTS
+
+
+def results_of(
+    origin: Mapping[str, Any],
+    rules: Protocol,
+    missing: str,
+    scores: Mapping[str, float],
+    counts: Mapping[str, Any],
+    problems: Counter[Problem],
+    extra: Counter[str],
+    **more: Any,
+) -> dict[str, Any]:
+    """What every ``results.json`` holds.
+
+    Args:
+        origin: Benchmark, split, whether it is the synthetic one, and where the predictions come from.
+        rules: By which scores were made.
+        missing: What became of masks that are missing or do not fit.
+        scores: The scores, 0 to 1.
+        counts: How much was scored and left out.
+        problems: What was wrong, and how many masks it reached.
+        extra: What nobody asked for, and how many masks it has.
+        more: What only some evaluations have.
+    """
+    return {
+        "schema": SCHEMA,
+        **origin,
+        "protocol": rules.record(missing),
+        "metrics": [metric for metric in rules.metrics if metric in scores],
+        "scores": dict(scores),
+        **more,
+        "counts": {
+            **counts,
+            "missing": sum(problems.values()),
+            "problems": per_kind(problems),
+            "extra": sum(extra.values()),
+        },
+        "problems": named(problems),
+        "extra": [{"where": legible(where), "masks": masks} for where, masks in list(extra.items())[:NAMED]],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "salma": salmacli.__version__,
+    }
 
 
 def _table(frame: pd.DataFrame) -> pa.Table:

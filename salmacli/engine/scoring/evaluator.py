@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import salmacli
-from salmacli.config.files import legible
 from salmacli.data.records import Video
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.counting import count_video, extra_masks
-from salmacli.engine.scoring.evaluation import SCHEMA, Evaluation
+from salmacli.engine.scoring.evaluation import Evaluation, results_of
 from salmacli.engine.scoring.predictions import Predictions, open_predictions
-from salmacli.engine.scoring.problems import Problem, named, per_kind, refuse
+from salmacli.engine.scoring.problems import Problem, refuse
 from salmacli.engine.scoring.protocols import protocol_of
 from salmacli.engine.scoring.tables import expression_table, frame_table
 from salmacli.engine.threads import in_threads
@@ -88,31 +85,25 @@ def evaluate(
         "expressions": len(scored),
         "left_out": len(rows) - len(scored),
         "frames": int(scored["frames"].sum()),
-        "missing": sum(problems.values()),
-        "problems": per_kind(problems),
-        "extra": sum(extra.values()),
         "fallbacks": {str(k): int(v) for k, v in scored["fallback"].value_counts().items()},
     }
-    results = {
-        **origin(benchmark, found, record or {}),
-        "protocol": rules.record(missing),
-        "metrics": [metric for metric in rules.metrics if metric in scores],
-        "scores": scores,
+    results = results_of(
+        origin(benchmark, found, record or {}),
+        rules,
+        missing,
+        scores,
+        counts,
+        problems,
+        extra,
         **({"micro": rules.flat(scored)} if rules.macro else {}),
-        "groups": rules.groups(scored),
-        "counts": counts,
-        "problems": named(problems),
-        "extra": [{"where": legible(where), "masks": masks} for where, masks in list(extra.items())[:20]],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "salma": salmacli.__version__,
-    }
+        groups=rules.groups(scored),
+    )
     return Evaluation(results, rows, frames)
 
 
 def origin(benchmark: Benchmark, found: Predictions, record: Mapping[str, Any]) -> dict[str, Any]:
     """What results say of where they come from; what the predictions say fills what ``record`` leaves out."""
     return {
-        "schema": SCHEMA,
         "benchmark": benchmark.name,
         "split": benchmark.split,
         "synthetic": benchmark.synthetic,

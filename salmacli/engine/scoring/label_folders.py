@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-import salmacli
 from salmacli.config.files import safe_name
 from salmacli.engine.progress import Progress
-from salmacli.engine.scoring.evaluation import SCHEMA, Evaluation
+from salmacli.engine.scoring.evaluation import Evaluation, results_of
 from salmacli.engine.scoring.evaluator import Missing
 from salmacli.engine.scoring.label_counts import MOST_PROPOSALS, CountedSequence, count_sequence, pictures
 from salmacli.engine.scoring.matching import ObjectScores, frame_columns, matched, means, object_tables, same
-from salmacli.engine.scoring.problems import Problem, named, per_kind, refuse
+from salmacli.engine.scoring.problems import refuse
 from salmacli.engine.scoring.protocols import Protocol
 from salmacli.engine.threads import in_threads
 from salmacli.errors import DataError, UsageError
@@ -110,23 +108,25 @@ def score_label_folders(
         raise DataError(f"{prediction_dir}: no object is left to score", "predict the sequences of the truth")
     extra = Counter({folder: len(pictures(prediction_dir / folder)) for folder in predicted if folder not in names})
     extra.update(where for one in counted for where in sorted(one.extra))
-    results = {
-        "schema": SCHEMA,
-        "benchmark": f"davis {scoring}",
-        "split": name,
-        "synthetic": False,
-        **dict.fromkeys(("mode", "run", "checkpoint", "config")),
-        "protocol": SCORINGS[scoring].record(missing),
-        "metrics": list(SCORINGS[scoring].metrics),
-        "scores": means(rows),
-        "groups": {},
-        "counts": _counts(counted, rows, problems, extra),
-        "problems": named(problems),
-        "extra": [{"where": where, "masks": masks} for where, masks in list(extra.items())[:20]],
-        "unscored_labels": [where for one in counted for where in sorted(one.unscored)],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "salma": salmacli.__version__,
+    origin = {"benchmark": f"davis {scoring}", "split": name, "synthetic": False}
+    counts = {
+        "videos": len({row["sequence"] for row in rows}),
+        "objects": len(rows),
+        "left_out": sum(one.objects for one in counted) - len(rows),
+        "frames": sum(row["frames"] for row in rows),
+        "fallbacks": {},
     }
+    results = results_of(
+        origin | dict.fromkeys(("mode", "run", "checkpoint", "config")),
+        SCORINGS[scoring],
+        missing,
+        means(rows),
+        counts,
+        problems,
+        extra,
+        groups={},
+        unscored_labels=[where for one in counted for where in sorted(one.unscored)],
+    )
     tables = object_tables(rows, [part for _, of_sequence in scored for part in of_sequence])
     return Evaluation(results, *tables, "per_object", official_texts(rows, name))
 
@@ -187,24 +187,6 @@ def _score(counted: CountedSequence, matching: bool, missing: Missing) -> tuple[
 def _about(counted: CountedSequence, number: int, score: ObjectScores | None) -> dict[str, Any]:
     """What tells an object from the others."""
     return {"sequence": counted.name, "object": number, "proposal": score.proposal if score else None}
-
-
-def _counts(
-    counted: Sequence[CountedSequence],
-    rows: Sequence[Mapping[str, Any]],
-    problems: Counter[Problem],
-    extra: Counter[str],
-) -> dict[str, Any]:
-    return {
-        "videos": len({row["sequence"] for row in rows}),
-        "objects": len(rows),
-        "left_out": sum(one.objects for one in counted) - len(rows),
-        "frames": sum(row["frames"] for row in rows),
-        "missing": sum(problems.values()),
-        "problems": per_kind(problems),
-        "extra": sum(extra.values()),
-        "fallbacks": {},
-    }
 
 
 def _folders(folder: Path) -> list[str]:

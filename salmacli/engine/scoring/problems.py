@@ -20,7 +20,8 @@ KINDS: Mapping[str, str] = {
     "unreadable": "unreadable PNG",
     "rle": "RLE that does not fit",
 }
-_NAMED = 3
+NAMED = 20  # in results
+_NAMED = 3  # in a message
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def per_kind(problems: Iterable[Problem]) -> dict[str, int]:
     return {kind: found[kind] for kind in KINDS if found[kind]}
 
 
-def named(problems: Iterable[Problem], most: int = 20) -> list[dict[str, str | int]]:
+def named(problems: Iterable[Problem], most: int = NAMED) -> list[dict[str, str | int]]:
     """The first problems as results state them, each with the number of masks it reaches."""
     return [
         {"kind": problem.kind, "where": legible(problem.where), "detail": legible(problem.detail), "masks": masks}
