@@ -289,7 +289,7 @@ def _report(
 
 def _beside(predictions: Path, protocol: str | None = None) -> Path:
     """Where the scores of predictions lie: never inside them, where they would be taken for a video."""
-    predictions = predictions.resolve()
+    predictions = predictions if predictions.name not in ("", "..") else predictions.resolve()
     from salmacli.engine.scoring.own_predictions import RECORD
 
     # A run keeps them in a folder of its own, which holds the scores, too.
