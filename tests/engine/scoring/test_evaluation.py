@@ -68,7 +68,7 @@ def test_both_forms_of_a_table_hold_the_same(tmp_path):
     Evaluation({}, rows, rows, rows_name="per_object").write(tmp_path)
     kinds = {"text": str, "expression": str, "fallback": object, "answer": object}
     for name in ("per_object", "per_frame"):
-        csv = pd.read_csv(tmp_path / f"{name}.csv", dtype=kinds)
+        csv = pd.read_csv(tmp_path / f"{name}.csv", dtype=kinds, float_precision="round_trip")
         parquet = pd.read_parquet(tmp_path / f"{name}.parquet")
         for table in (csv, parquet):
             assert list(table.columns) == list(rows.columns)
