@@ -50,14 +50,22 @@ class PictureVideo(PredictedVideo):
 
     def masks(self) -> Mapping[str, Sequence[str]]:
         """See ``PredictedVideo``."""
-        return {name: sorted(path.stem for path in (self.path / name).glob("*.png")) for name in _folders(self.path)}
+        return {name: _pictures(self.path / name) for name in _folders(self.path)}
 
 
 class PicturePredictions(Predictions):
-    """``[Annotations/]<video>/<expression>/<frame>.png``, as benchmark servers want them."""
+    """``[Annotations/]<video>/<expression>/<frame>.png``, as benchmark servers want them.
+
+    Raises:
+        DataError: A video lies both in ``Annotations`` and beside it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path / "Annotations" if (path / "Annotations").is_dir() else path
+        top = path / "Annotations"
+        self.path = top if top.is_dir() else path
+        twice = sorted(set(_folders(path)) & set(_folders(self.path))) if top.is_dir() else []
+        if twice:
+            raise DataError(f"{path} has {twice[0]} both in Annotations and beside it", "name the folder that is meant")
         self.record = {}
 
     def videos(self) -> set[str]:
@@ -170,6 +178,10 @@ def _expression(where: str, entry: Any) -> _Expression:
         if not named or len(set(frames)) != len(frames) or len(frames) != len(rles):
             raise DataError(f"{where}: frames is not one name for each of the {len(rles)} masks", _AGAIN)
     return _Expression(rles, frames, answer if isinstance(answer, str) else None)
+
+
+def _pictures(path: Path) -> list[str]:
+    return sorted(entry.stem for entry in path.glob("*.png") if not entry.name.startswith("."))
 
 
 def _folders(path: Path) -> list[str]:

@@ -277,3 +277,11 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path):
     (tmp_path / "own").mkdir()
     with pytest.raises(DataError, match="could lead outside"):
         open_predictions(tmp_path / "own").read(Video("../p", (), ()))
+
+
+def test_a_video_in_two_places_is_refused(tmp_path):
+    for place in ("Annotations/v0/0", "v0/0", "overlays"):
+        (tmp_path / place).mkdir(parents=True)
+    with pytest.raises(DataError, match="both in Annotations and beside it"):
+        open_predictions(tmp_path)
+    assert open_predictions(tmp_path / "Annotations").videos() == {"v0"}
