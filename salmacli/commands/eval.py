@@ -8,32 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from salmacli.commands.options import DataOption, Mode, ModeOption, RunOption, Set, SplitOption
 from salmacli.errors import UsageError
 
 if TYPE_CHECKING:
     from salmacli.data.benchmarks import Benchmark
     from salmacli.engine.progress import Progress
     from salmacli.engine.scoring.evaluation import Evaluation
-
-
-class Set(str, Enum):
-    """Benchmarks that can be evaluated."""
-
-    davis = "davis"
-    mevis = "mevis"
-    revos = "revos"
-    refytvos = "refytvos"
-    refcoco = "refcoco"
-    refcoco_plus = "refcoco+"
-    refcocog = "refcocog"
-    grefcoco = "grefcoco"
-
-
-class Mode(str, Enum):
-    """How a video is predicted."""
-
-    frames = "frames"
-    consistent = "consistent"
 
 
 class Missing(str, Enum):
@@ -53,26 +34,14 @@ class Scoring(str, Enum):
 
 def evaluate(
     benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
-    run: Annotated[
-        Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
-        typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given."),
-    ] = None,
+    run: RunOption = None,
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="A checkpoint instead of a run's newest."),
     ] = None,
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
-    ] = None,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The split; the one that people report if not given."),
-    ] = None,
-    mode: Annotated[
-        Optional[Mode],  # noqa: UP045
-        typer.Option(help="How videos are predicted; the model's own if not given."),
-    ] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    mode: ModeOption = None,
     save_logits: Annotated[
         bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")
     ] = False,
@@ -235,10 +204,9 @@ def _check_out(out: Path | None, predictions: Path | None, data: Path | None) ->
 
 def _check_submission(source: Benchmark, scores: object) -> None:
     """Say before anything is predicted that there is no such zip, or that it scores nothing."""
-    from salmacli.engine.scoring.submission import TOPS
+    from salmacli.engine.scoring.submission import check_server
 
-    if source.name not in TOPS:
-        raise UsageError(f"there is no form of submission for {source.name}", f"choose one of {', '.join(TOPS)}")
+    check_server(source)
     if scores:
         raise UsageError(
             f"{source.name} {source.split} becomes a zip for its server, which is complete and scores nothing",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from salmacli.commands.eval import Mode
+from salmacli.commands.options import ModeOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ def predict(
     text: Annotated[list[str], typer.Option(help="What to segment; repeatable.")],
     run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="How videos are predicted; the model's own if not given.")] = None,
+    mode: ModeOption = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the video that is written.")] = 10.0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,

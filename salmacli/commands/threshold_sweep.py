@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from salmacli.commands.eval import Mode, Set
+from salmacli.commands.options import DataOption, Mode, ModeOption, RunOption, Set, SplitOption
 
 if TYPE_CHECKING:
     from salmacli.data.benchmarks import Benchmark
@@ -16,28 +16,17 @@ if TYPE_CHECKING:
 
 
 def threshold_sweep(
-    run: Annotated[
-        Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
-        typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given."),
-    ] = None,
+    run: RunOption = None,
     benchmark: Annotated[Set, typer.Option(help="The benchmark.")] = Set.mevis,
-    data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
-    ] = None,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The split; the one that people report if not given."),
-    ] = None,
-    mode: Annotated[
-        Optional[Mode],  # noqa: UP045
-        typer.Option(help="How videos are predicted; the model's own if not given."),
-    ] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    mode: ModeOption = None,
     thresholds: Annotated[int, typer.Option(min=1, help="How many, evenly inside 0..1; an odd number holds 0.5.")] = 99,
     as_json: Annotated[bool, typer.Option("--json", help="Print threshold_sweep.json instead of a table.")] = False,
 ) -> None:
     """Score every threshold in one pass over saved mask logits, predicted first where they are missing."""
     from salmacli.engine.run_folder import RunFolder
+    from salmacli.engine.scoring.counting import no_truth
     from salmacli.engine.scoring.sweep import sweep_predictions, write_sweep
     from salmacli.engine.sources import open_source
     from salmacli.metrics.threshold import even_thresholds
@@ -52,6 +41,8 @@ def threshold_sweep(
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic:
         progress.say(f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})")
+    if not source.public:
+        raise no_truth(source)  # and not after all of it is predicted
     predictions = _logits(chosen, source, mode, progress)
     sweep = sweep_predictions(source, predictions, even_thresholds(thresholds), progress)
     record = {**_origin(chosen, source, predictions), **sweep.record()}

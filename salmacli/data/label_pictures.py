@@ -36,6 +36,16 @@ class LabelError(DataError):
         self.kind = kind
 
 
+def folder_names(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are the system's."""
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def picture_names(path: Path) -> list[str]:
+    """Names of the PNGs in a folder without suffix, sorted; hidden ones are the system's."""
+    return sorted(entry.stem for entry in path.glob("*.png") if not entry.name.startswith("."))
+
+
 def read_labels(path: Path) -> Labels:
     """Reads one label picture, a PNG.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from salmacli.engine.progress import Progress, Silent
@@ -23,7 +24,7 @@ def in_threads(
     progress = progress or Silent()
     progress.start(task, len(items))
     try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(_number()) as pool:
             jobs = [pool.submit(work, item) for item in items]
             try:
                 for job in as_completed(jobs):
@@ -35,3 +36,30 @@ def in_threads(
             return [job.result() for job in jobs]
     finally:
         progress.finish()
+
+
+def stream_in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], task: str, progress: Progress | None = None
+) -> Iterator[Result]:
+    """The same one result after the other, never far ahead of whoever takes them, so that few are held at once."""
+    progress, threads = progress or Silent(), _number()
+    waiting: deque[Future[Result]] = deque()
+    progress.start(task, len(items))
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for number in range(len(items) + threads):
+                    if number < len(items):
+                        waiting.append(pool.submit(work, items[number]))
+                    if number >= threads:
+                        yield waiting.popleft().result()
+                        progress.advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        progress.finish()
+
+
+def _number() -> int:
+    return min(8, os.cpu_count() or 1)

@@ -78,9 +78,12 @@ class Bits:
             ValueError: The runs do not fill the picture.
         """
         pixels = height * width
+        size = f"its size {height}x{width} has {pixels}"
         # The kernels trust them: a sum alone may be right because it has overflown.
-        if runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or int(runs.sum()) != pixels:
-            raise ValueError(f"runs cover {runs.sum()} pixels, a picture of {height}x{width} has {pixels}")
+        if runs.max(initial=0) > pixels:
+            raise ValueError(f"RLE has a run that covers {runs.max()} pixels but {size}")
+        if runs.min(initial=0) < 0 or int(runs.sum()) != pixels:
+            raise ValueError(f"RLE covers {runs.sum()} pixels but {size}")
         return cls(kernels.fill(runs, _length(height, width)), height, width, by_columns=True)
 
     @classmethod

@@ -31,7 +31,7 @@ def call(*words):
 
 
 class Benchmark:
-    name, split, root, synthetic = "mevis", "valid_u", Path("nowhere"), True
+    name, split, root, synthetic, public = "mevis", "valid_u", Path("nowhere"), True, True
     videos = tuple(Video(f"v{v}", ("0", "1"), (Expression("e", f"the box {v}", ("0",)),)) for v in range(4))
 
     def mask(self, video):
@@ -127,3 +127,9 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path, monkeypatch):
         call()
     with pytest.raises(DataError, match="nothing is not a run"):
         call("--run", "nothing")
+
+
+def test_a_split_without_public_truth_is_refused_before_it_is_predicted(run, monkeypatch):
+    monkeypatch.setattr(Benchmark, "public", False)
+    with pytest.raises(DataError, match="no public truth"):
+        call()

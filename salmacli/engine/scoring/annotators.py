@@ -14,7 +14,7 @@ from salmacli.data.readers.ref_davis import ANNOTATORS
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
 from salmacli.engine.scoring.evaluation import Evaluation, results_of
-from salmacli.engine.scoring.evaluator import Missing, check_same, extra_videos, origin
+from salmacli.engine.scoring.evaluator import Missing, check_given, check_same, extra_videos, origin
 from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables
 from salmacli.engine.scoring.predictions import open_predictions
 from salmacli.engine.scoring.problems import refuse
@@ -24,8 +24,6 @@ from salmacli.errors import DataError
 
 if TYPE_CHECKING:
     from salmacli.data.benchmarks import Benchmark
-
-Rows = list[dict[str, Any]]
 
 
 def evaluate_annotators(
@@ -65,6 +63,7 @@ def evaluate_annotators(
         f"scoring {benchmark.name}",
         progress,
     )
+    check_given(benchmark, found, predictions)
     seen = [video for video in counted if video.annotators[0].objects]
     parts = [video.annotators[annotator] for annotator in range(ANNOTATORS) for video in seen]
     problems = Counter(fault for part in parts for frame in part.faults for fault in frame if fault is not None)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from salmacli.data import rle
-from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, Said
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, Said, fitting_bits
 from salmacli.engine.scoring.problems import Problem, ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits, Mask
@@ -32,7 +32,6 @@ class CountedVideo:
 
     Attributes:
         video: Its expressions and frames give the order.
-        given: Whether it has predictions at all.
         said: What the predictions tell of each expression beside its masks.
         columns: (E, T) int64 by name: the six counts, ``predicted`` and ``pixels`` of the mask and of the frame;
             where A and R are measured ``foreground``, and where that is in 8 bits the sums ``EIGHT_BITS``. A mask
@@ -43,7 +42,6 @@ class CountedVideo:
     """
 
     video: Video
-    given: bool
     said: Sequence[Said]
     columns: dict[str, NDArray[np.int64]]
     kinds: NDArray[np.object_]
@@ -70,7 +68,6 @@ def count_video(
     names = (*NAMES, "predicted", "pixels", *(EIGHT_BITS if accuracy == "8 bits" else ()))
     counted = CountedVideo(
         video,
-        predicted is not None,
         [Said() if predicted is None else predicted.said(expression.id) for expression in video.expressions],
         {name: np.zeros(shape, dtype=np.int64) for name in names},
         np.full(shape, None, dtype=object),
@@ -96,11 +93,16 @@ def truth_of(benchmark: Benchmark, video: Video, expression: Expression) -> list
     """
     truth = benchmark.truth_bits(video, expression)
     if truth is None:
-        raise DataError(
-            f"{benchmark.name} {benchmark.split} has no public truth, so it cannot be scored here",
-            "write a submission for its server from the predictions, or evaluate a split that has masks",
-        )
+        raise no_truth(benchmark)
     return truth
+
+
+def no_truth(benchmark: Benchmark) -> DataError:
+    """What there is to say of a benchmark whose truth is not public."""
+    return DataError(
+        f"{benchmark.name} {benchmark.split} has no public truth, so it cannot be scored here",
+        "write a submission for its server from the predictions, or evaluate a split that has masks",
+    )
 
 
 def check_asked(benchmark: Benchmark, predicted: PredictedVideo, expression: Expression) -> None:
@@ -170,12 +172,7 @@ def _prediction(predicted: PredictedVideo | None, counted: CountedVideo, row: in
     video = counted.video
     expression, frame = video.expressions[row].id, video.frames[t]
     try:
-        if predicted is None:
-            raise ProblemError("video", video.name)
-        bits = predicted.bits(expression, frame)
-        if bits.shape != truth.shape:
-            detail = f"it is of size {bits.shape} where the truth is {truth.shape}"
-            raise ProblemError("size", f"{video.name}/{expression}/{frame}", detail)
+        bits = fitting_bits(predicted, video.name, expression, frame, truth.shape)
     except ProblemError as error:
         counted.problems[error.problem] += 1
         counted.kinds[row, t] = error.problem.kind

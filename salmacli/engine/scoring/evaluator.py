@@ -65,11 +65,7 @@ def evaluate(
         f"scoring {benchmark.name}",
         progress,
     )
-    if all(video.given is False for video in counted):
-        raise DataError(
-            f"{predictions} has predictions of none of the {len(counted)} videos of {benchmark.name} {benchmark.split}",
-            "name the folder that holds the videos, or the JSON file itself",
-        )
+    check_given(benchmark, found, predictions)
     problems = sum((video.problems for video in counted), Counter[Problem]())
     if problems and missing == "error":
         refuse(problems, sum(video.kinds.size for video in counted), predictions)
@@ -121,6 +117,20 @@ def check_same(benchmark: Benchmark, found: Predictions) -> None:
         said = found.record.get(key, asked)
         if said != asked:
             raise DataError(f"{found.path} holds predictions of {key} {said!r}, not {asked!r}", "name the other one")
+
+
+def check_given(benchmark: Benchmark, found: Predictions, predictions: Path) -> None:
+    """Refuse predictions of other videos only: somebody named the wrong place, and nothing is to be scored 0 for it.
+
+    Raises:
+        DataError: They have none of the benchmark's videos.
+    """
+    if found.videos().isdisjoint(video.name for video in benchmark.videos):
+        raise DataError(
+            f"{predictions} has predictions of none of the {len(benchmark.videos)} videos of {benchmark.name}"
+            f" {benchmark.split}",
+            "name the folder that holds the videos, or the JSON file itself",
+        )
 
 
 def extra_videos(benchmark: Benchmark, found: Predictions) -> Counter[str]:

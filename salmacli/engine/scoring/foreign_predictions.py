@@ -10,7 +10,7 @@ from zipfile import is_zipfile
 
 from salmacli.config.files import read_json, safe_name
 from salmacli.data import rle
-from salmacli.data.label_pictures import LabelError, read_labels
+from salmacli.data.label_pictures import LabelError, folder_names, picture_names, read_labels
 from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, Said
 from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
@@ -50,7 +50,7 @@ class PictureVideo(PredictedVideo):
 
     def masks(self) -> Mapping[str, Sequence[str]]:
         """See ``PredictedVideo``."""
-        return {name: _pictures(self.path / name) for name in _folders(self.path)}
+        return {name: picture_names(self.path / name) for name in folder_names(self.path)}
 
 
 class PicturePredictions(Predictions):
@@ -63,14 +63,14 @@ class PicturePredictions(Predictions):
     def __init__(self, path: Path) -> None:
         top = path / "Annotations"
         self.path = top if top.is_dir() else path
-        twice = sorted(set(_folders(path)) & set(_folders(self.path))) if top.is_dir() else []
+        twice = sorted(set(folder_names(path)) & set(folder_names(self.path))) if top.is_dir() else []
         if twice:
             raise DataError(f"{path} has {twice[0]} both in Annotations and beside it", "name the folder that is meant")
         self.record = {}
 
     def videos(self) -> set[str]:
         """See ``Predictions``."""
-        return set(_folders(self.path))
+        return set(folder_names(self.path))
 
     def read(self, video: Video) -> PictureVideo | None:
         """See ``Predictions``."""
@@ -178,11 +178,3 @@ def _expression(where: str, entry: Any) -> _Expression:
         if not named or len(set(frames)) != len(frames) or len(frames) != len(rles):
             raise DataError(f"{where}: frames is not one name for each of the {len(rles)} masks", _AGAIN)
     return _Expression(rles, frames, answer if isinstance(answer, str) else None)
-
-
-def _pictures(path: Path) -> list[str]:
-    return sorted(entry.stem for entry in path.glob("*.png") if not entry.name.startswith("."))
-
-
-def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))

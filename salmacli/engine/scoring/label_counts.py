@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from salmacli.data.label_pictures import VOID, LabelError, Labels, read_labels
+from salmacli.data.label_pictures import VOID, LabelError, Labels, picture_names, read_labels
 from salmacli.engine.scoring.matching import pair
 from salmacli.engine.scoring.problems import Problem
 from salmacli.errors import DataError
@@ -96,7 +96,7 @@ def pictures(folder: Path) -> list[str]:
     Raises:
         DataError: The names are numbers, and their order as names is not that of the numbers.
     """
-    names = sorted(path.stem for path in folder.glob("*.png") if not path.name.startswith("."))
+    names = picture_names(folder)
     if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
         raise DataError(
             f"the frames of {folder} are not in order: {names[0]}, {names[1]}, …", "number them with leading zeros"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from salmacli.config.files import safe_name
+from salmacli.data.label_pictures import folder_names
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.evaluation import Evaluation, results_of
 from salmacli.engine.scoring.evaluator import Missing
@@ -192,4 +193,4 @@ def _about(counted: CountedSequence, number: int, score: ObjectScores | None) ->
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "name the folder that holds one folder per sequence")
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return folder_names(folder)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from salmacli.engine.scoring.own_predictions import OwnPredictions, OwnVideo
-from salmacli.engine.scoring.predictions import PredictedVideo, Predictions
+from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, fitting_bits
 from salmacli.engine.scoring.problems import Problem, ProblemError
 from salmacli.engine.scoring.sweep import upsample
 from salmacli.errors import DataError
@@ -61,7 +61,8 @@ class SoftVideo:
         problems: list[Problem | None] = []
         for expression in expressions:
             try:
-                masks.append(self._mask(expression, frame, size))
+                mask = fitting_bits(self.predicted, self.name, expression, frame, size)
+                masks.append(mask.turned(by_columns=True))
                 problems.append(None)
             except ProblemError as error:
                 masks.append(Bits.empty(*size, by_columns=True))
@@ -75,15 +76,6 @@ class SoftVideo:
             wins = (claim >= FOREGROUND) & (claim > most)
             labels[wins], most[wins] = number, claim[wins]
         return [Bits.of_mask(labels == number, by_columns=True) for number in range(1, len(masks) + 1)], problems
-
-    def _mask(self, expression: str, frame: str, size: tuple[int, int]) -> Bits:
-        if self.predicted is None:
-            raise ProblemError("video", self.name)
-        mask = self.predicted.bits(expression, frame)
-        if mask.shape != size:
-            detail = f"it is of size {mask.shape} where the truth is {size}"
-            raise ProblemError("size", f"{self.name}/{expression}/{frame}", detail)
-        return mask.turned(by_columns=True)
 
     def _probability(self, expression: str, frame: str, size: tuple[int, int]) -> NDArray[np.float32]:
         """(height, width) float32, as the model gave it where it comes near to foreground and 0 elsewhere."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from salmacli.data.label_pictures import folder_names
+from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
 
@@ -62,6 +64,31 @@ class PredictedVideo(ABC):
         return Said()
 
 
+def fitting_bits(
+    predicted: PredictedVideo | None, video: str, expression: str, frame: str, size: tuple[int, int], of: str = "truth"
+) -> Bits:
+    """One predicted mask, of the size that is asked for.
+
+    Args:
+        predicted: The video's predictions; None where it has none.
+        video: Its name.
+        expression: Its id.
+        frame: Its name.
+        size: (height, width) wanted.
+        of: What has that size, for messages.
+
+    Raises:
+        ProblemError: It is missing or does not fit.
+    """
+    if predicted is None:
+        raise ProblemError("video", video)
+    bits = predicted.bits(expression, frame)
+    if bits.shape != size:
+        detail = f"it is of size {bits.shape} where the {of} is {size}"
+        raise ProblemError("size", f"{video}/{expression}/{frame}", detail)
+    return bits
+
+
 class Predictions(ABC):
     """A set of predictions.
 
@@ -105,8 +132,6 @@ def open_predictions(path: Path) -> Predictions:
         return JsonPredictions(path)
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a file of predictions", "make them: salma eval")
-    if not (path / RECORD).is_file() and any(
-        entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()
-    ):
+    if not (path / RECORD).is_file() and folder_names(path):
         return PicturePredictions(path)
     return OwnPredictions(path)

@@ -6,9 +6,8 @@ import io
 import os
 import zipfile
 import zlib
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from salmacli.config.files import safe_name
-from salmacli.engine.progress import Progress, Silent
+from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.counting import check_asked, extra_masks
 from salmacli.engine.scoring.evaluator import check_same, extra_videos
-from salmacli.engine.scoring.predictions import PredictedVideo, Predictions, open_predictions
+from salmacli.engine.scoring.predictions import Predictions, fitting_bits, open_predictions
 from salmacli.engine.scoring.problems import Problem, ProblemError, refuse
+from salmacli.engine.threads import stream_in_threads
 from salmacli.errors import DataError, UsageError
 from salmacli.metrics.bits import Mask
 
@@ -68,8 +68,7 @@ def write_submission(
 
     Source: the submission forms of Ref-YouTube-VOS and MeViS on CodaLab.
     """
-    if benchmark.name not in TOPS:
-        raise UsageError(f"there is no form of submission for {benchmark.name}", f"choose one of {', '.join(TOPS)}")
+    check_server(benchmark)
     found = open_predictions(predictions)
     check_same(benchmark, found)
     videos = sorted(benchmark.videos, key=lambda video: video.name)
@@ -81,7 +80,12 @@ def write_submission(
     try:
         with open(part, "xb") as file:
             with zipfile.ZipFile(file, "w") as archive:
-                for encoded in _encoded(benchmark, found, videos, progress or Silent()):
+                for encoded in stream_in_threads(
+                    lambda video: _encode(benchmark, found, video),
+                    videos,
+                    f"writing the submission for {benchmark.name}",
+                    progress,
+                ):
                     extra += encoded.extra
                     problems += encoded.problems
                     # Once something is missing, what follows is read only to name all that is.
@@ -110,6 +114,16 @@ def write_submission(
     }
 
 
+def check_server(benchmark: Benchmark) -> None:
+    """Refuse a benchmark that no server takes predictions of.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if benchmark.name not in TOPS:
+        raise UsageError(f"there is no form of submission for {benchmark.name}", f"choose one of {', '.join(TOPS)}")
+
+
 def encode_png(mask: Mask) -> bytes:
     """A mask as PNG of mode L with 0 and 255.
 
@@ -120,29 +134,6 @@ def encode_png(mask: Mask) -> bytes:
     # Runs are all there is to compress in a mask: it takes half the time of the default and less space.
     Image.fromarray(mask.view(np.uint8) * np.uint8(255)).save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
-
-
-def _encoded(
-    benchmark: Benchmark, found: Predictions, videos: Sequence[Video], progress: Progress
-) -> Iterator[_Encoded]:
-    """The videos' pictures in order, made in threads that never are far ahead of whoever writes them."""
-    threads = min(8, os.cpu_count() or 1)
-    waiting: deque[Future[_Encoded]] = deque()
-    progress.start(f"writing the submission for {benchmark.name}", len(videos))
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for number in range(len(videos) + threads):
-                    if number < len(videos):
-                        waiting.append(pool.submit(_encode, benchmark, found, videos[number]))
-                    if number >= threads:
-                        yield waiting.popleft().result()
-                        progress.advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        progress.finish()
 
 
 def _encode(benchmark: Benchmark, found: Predictions, video: Video) -> _Encoded:
@@ -156,22 +147,12 @@ def _encode(benchmark: Benchmark, found: Predictions, video: Video) -> _Encoded:
         for frame in video.frames:
             parts = [safe_name(name, f"{benchmark.name}, video") for name in (video.name, expression.id, frame)]
             try:
-                mask = _mask(predicted, video.name, expression.id, frame, size)
+                bits = fitting_bits(predicted, video.name, expression.id, frame, size, of="frame")
             except ProblemError as error:
                 encoded.problems[error.problem] += 1
             else:
-                encoded.pictures.append((TOPS[benchmark.name] + "/".join(parts) + ".png", encode_png(mask)))
+                encoded.pictures.append((TOPS[benchmark.name] + "/".join(parts) + ".png", encode_png(bits.to_mask())))
     return encoded
-
-
-def _mask(predicted: PredictedVideo | None, video: str, expression: str, frame: str, size: tuple[int, int]) -> Mask:
-    if predicted is None:
-        raise ProblemError("video", video)
-    bits = predicted.bits(expression, frame)
-    if bits.shape != size:
-        detail = f"it is of size {bits.shape} where the frame is {size}"
-        raise ProblemError("size", f"{video}/{expression}/{frame}", detail)
-    return bits.to_mask()
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

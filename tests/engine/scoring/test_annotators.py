@@ -314,3 +314,10 @@ def test_a_video_that_begins_without_an_object_is_left_out_and_named(root, tmp_p
     assert set(found.rows["video"]) == {"cat"}
     assert found.results["scores"]["JF"] == 1.0
     assert found.results["unscored_videos"] == ["boats (no object in its first frame)"]
+
+
+@pytest.mark.parametrize("missing", ["error", "zero", "drop"])
+def test_predictions_of_other_videos_only_are_refused(root, tmp_path, missing):
+    (tmp_path / "p").mkdir()
+    with pytest.raises(DataError, match="none of the 2 videos"):
+        evaluate_annotators(open_benchmark("davis", root), tmp_path / "p", missing=missing)
