@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from salmacli.models.salma import SalmaModel
+    from salmacli.models.salma import Salma
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,20 +33,20 @@ def small_synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> SalmaModel:
+def tiny_model() -> Salma:
     """The tiny preset's model with CMA and random weights. Shared: leave it as it is."""
     import torch
 
     from salmacli.config.loading import load_config
-    from salmacli.models.salma import SalmaModel
+    from salmacli.models.salma import Salma
 
     torch.manual_seed(0)
     config = load_config("tiny", ["model.cma.enabled=true"]).model
-    return SalmaModel.build(config, ["the red circle", "the blue square on the left"]).eval()
+    return Salma.build(config, ["the red circle", "the blue square on the left"]).eval()
 
 
 @pytest.fixture
-def run_checkpoint(tiny_model: SalmaModel, tmp_path: Path) -> Path:
+def run_checkpoint(tiny_model: Salma, tmp_path: Path) -> Path:
     """A checkpoint of the tiny model as a run holds it, with a trainer state."""
     import torch
 

@@ -31,7 +31,7 @@ from salmacli.checkpoints.layouts import (
 from salmacli.config.files import read_json, safe_name, sha256
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError, DataError
-from salmacli.models.salma import SalmaModel
+from salmacli.models.salma import Salma
 
 _SHOWN = 4  # names per kind of fault in a message
 
@@ -58,7 +58,7 @@ class CheckpointInfo:
         return {"path": str(self.path), "step": self.step, "sha256": sha256(weights)}
 
 
-def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> tuple[SalmaModel, CheckpointInfo]:
+def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> tuple[Salma, CheckpointInfo]:
     """Build the model that a SALMA checkpoint describes and fill it.
 
     Args:
@@ -122,7 +122,7 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
     )
 
 
-def build_model(contents: Contents, place: Path) -> SalmaModel:
+def build_model(contents: Contents, place: Path) -> Salma:
     """A model as the checkpoint's config says, with fresh weights and the checkpoint's tokenizer."""
     try:
         config = ModelConfig.model_validate(contents.model)
@@ -133,7 +133,7 @@ def build_model(contents: Contents, place: Path) -> SalmaModel:
             f"{place}: its model config does not fit this SALMA (model.{key}: {first['msg']})",
             "use the SALMA version that wrote it",
         ) from error
-    return SalmaModel(config, read_tokenizer(contents, place))
+    return Salma(config, read_tokenizer(contents, place))
 
 
 def read_tokenizer(contents: Contents, place: Path) -> Any:

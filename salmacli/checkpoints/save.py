@@ -51,7 +51,7 @@ def save_checkpoint(
 
     Args:
         folder: Usually ``runs/<name>/checkpoints/step-<N>``.
-        model: A ``SalmaModel``, not wrapped by DDP or FSDP.
+        model: A ``Salma``, not wrapped by DDP or FSDP.
         config: The whole run's config as plain data.
         step: Optimiser steps made.
         trainer_state: Plain data and tensors; None writes no ``ckpt.pth``.

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from salmacli.engine.flops import Cost
-    from salmacli.models.salma import SalmaModel
+    from salmacli.models.salma import Salma
 
 _MBA = ("visual pre-pass", "CMA")
 
@@ -43,8 +43,8 @@ def flops(
         result(f"CMA with its visual pre-pass: {extra / sum(cost.total for cost in costs):.2%} of the whole")
 
 
-def _model(preset: str, checkpoint: Path | None) -> SalmaModel:
-    from salmacli.models.salma import SalmaModel
+def _model(preset: str, checkpoint: Path | None) -> Salma:
+    from salmacli.models.salma import Salma
 
     if checkpoint is not None:
         from salmacli.checkpoints.load import load_checkpoint
@@ -53,7 +53,7 @@ def _model(preset: str, checkpoint: Path | None) -> SalmaModel:
     from salmacli.config.loading import load_config
     from salmacli.engine.flops import EXPRESSION
 
-    return SalmaModel.build(load_config(preset, ["model.cma.enabled=true"]).model, [EXPRESSION])
+    return Salma.build(load_config(preset, ["model.cma.enabled=true"]).model, [EXPRESSION])
 
 
 def _record(name: str, mode: str, frames: int, costs: list[Cost]) -> dict[str, Any]:

@@ -20,9 +20,13 @@ class Settings(BaseModel):
 class MllmConfig(Settings):
     """The multimodal LLM."""
 
+    base: str | None = Field(
+        None, description="pretrained weights to start from: a hub id or a folder; null starts from fresh ones"
+    )
     native: dict[str, Any] = Field(
-        description="arguments of transformers' InternVLConfig (vision_config, text_config, …); the vocabulary "
-        "size and the image token follow from the tokenizer"
+        description="arguments of transformers' own configuration: model_type (internvl if not given, qwen2_5_vl, "
+        "qwen3_vl), vision_config, text_config, …; the image token follows from the tokenizer, and so does the "
+        "vocabulary's size where it is not given"
     )
     vocabulary: int = Field(
         1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"
@@ -32,6 +36,12 @@ class MllmConfig(Settings):
 class Sam2Config(Settings):
     """SAM 2, built from the `sam2` package's own modules. Defaults are those of its Hiera-tiny."""
 
+    base: str | None = Field(
+        None, description="pretrained weights to start from: a hub id or an official .pt; null starts from fresh ones"
+    )
+    version: Literal["2", "2.1"] = Field(
+        "2", description="2.1 encodes the order of object pointers and the absence of an object in the memory"
+    )
     image_size: int = Field(1024, ge=64, description="side of the square that frames are resized to, pixels")
     embed_dim: int = Field(96, description="width of the first Hiera stage; each later stage doubles it")
     heads: int = Field(1, description="attention heads of the first Hiera stage")
@@ -84,7 +94,7 @@ class ModelConfig(Settings):
         description="which mask the decoder gives: its single-mask token, or the best of three by predicted IoU",
     )
     clip_frames: int = Field(5, ge=1, description="K, frames the MLLM reads of each video")
-    inference_mode: Literal["frames", "consistent"] = Field(
+    inference_mode: Literal["frames", "consistent", "sa2va"] = Field(
         "consistent", description="how a video is predicted unless --mode says otherwise"
     )
 

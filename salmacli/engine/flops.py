@@ -19,7 +19,7 @@ from salmacli.data.conversation import branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding
 from salmacli.models.mllm import Mllm
-from salmacli.models.salma import SalmaModel
+from salmacli.models.salma import Salma
 
 EXPRESSION = "the red circle on the left"
 _RECENT = 6  # memories beside those of the conditioning frames
@@ -59,7 +59,7 @@ def count(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def measure(model: SalmaModel, frames: int, expression: str = EXPRESSION) -> list[Cost]:
+def measure(model: Salma, frames: int, expression: str = EXPRESSION) -> list[Cost]:
     """Count every part for one expression in a video of ``frames`` frames, in the model's own inference mode.
 
     Nothing is computed: the parts run on shapes alone, so that any size takes seconds.
@@ -85,7 +85,7 @@ def measure(model: SalmaModel, frames: int, expression: str = EXPRESSION) -> lis
         ]
 
 
-def _language(model: SalmaModel, shown: int, expression: str) -> list[Cost]:
+def _language(model: Salma, shown: int, expression: str) -> list[Cost]:
     mllm, internvl = model.mllm, model.mllm.model
     height, width = mllm.frame_size
     pixels = torch.empty(1, 3, height, width)
@@ -113,7 +113,7 @@ def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
     return count(lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False))
 
 
-def _grounding(model: SalmaModel, frames: int, prompted: int, expression: str) -> list[Cost]:
+def _grounding(model: Salma, frames: int, prompted: int, expression: str) -> list[Cost]:
     grounding, side, channels = model.grounding, model.config.sam2.image_size, model.config.sam2.width
     best_of_three = model.config.mask_token == "best-of-three"
     images = torch.empty(1, 3, side, side)

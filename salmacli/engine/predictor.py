@@ -32,7 +32,7 @@ from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.sources import describe
 from salmacli.errors import DataError, UsageError
 from salmacli.models.grounding import Decodable, FrameFeatures
-from salmacli.models.salma import Language, SalmaModel
+from salmacli.models.salma import Language, Salma
 
 Mode = Literal["frames", "consistent"]
 SCHEMA = 1
@@ -74,7 +74,7 @@ class Predictor:
             carries their masks to the others through SAM 2's memory.
     """
 
-    def __init__(self, model: SalmaModel, mode: Mode) -> None:
+    def __init__(self, model: Salma, mode: Mode) -> None:
         self.model, self.mode = model.eval(), mode
 
     @torch.inference_mode()
@@ -204,7 +204,7 @@ def predict_benchmark(
     write_json(folder / "prediction.json", {**record, "complete": True})
 
 
-def load_model(run: RunFolder | None, checkpoint: Path | None) -> tuple[SalmaModel, CheckpointInfo]:
+def load_model(run: RunFolder | None, checkpoint: Path | None) -> tuple[Salma, CheckpointInfo]:
     """The named checkpoint, or the newest of a run, on the best device there is.
 
     Raises:

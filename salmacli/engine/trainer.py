@@ -31,7 +31,7 @@ from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.errors import DataError, SalmaError
 from salmacli.models.losses import total_loss
-from salmacli.models.salma import SalmaModel
+from salmacli.models.salma import Salma
 
 LOG = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Trainer:
     def _step(
         self,
         wrapped: nn.Module,
-        model: SalmaModel,
+        model: Salma,
         optimizer: Any,
         schedule: Any,
         batches: Iterator[Any],
@@ -230,7 +230,7 @@ class Trainer:
                 "lower train.learning_rate, or take train.precision=fp32",
             )
 
-    def _check_gradients(self, model: SalmaModel) -> None:
+    def _check_gradients(self, model: Salma) -> None:
         """Every part meant to train must get a gradient from the first batch, or hours would be lost."""
         batch = next(batch for batch, _ in self._loader(model, 0) if batch is not None).to(self.accelerator.device)
         if model.cma is not None:
@@ -246,17 +246,17 @@ class Trainer:
                 "check the weights of the losses and what is frozen",
             )
 
-    def _model(self, resume: Path | None) -> SalmaModel:
+    def _model(self, resume: Path | None) -> Salma:
         """The model of the checkpoint, or a fresh one; only the parts that train require gradients."""
         model = (
-            load_checkpoint(resume)[0] if resume is not None else SalmaModel.build(self.config.model, self.mix.texts())
+            load_checkpoint(resume)[0] if resume is not None else Salma.build(self.config.model, self.mix.texts())
         )
         model.requires_grad_(False)
         for part in model.trained_parts().values():
             part.requires_grad_(True)
         return model.to(self.accelerator.device).train()
 
-    def _loader(self, model: SalmaModel, first_pass: int) -> DataLoader[Any]:
+    def _loader(self, model: Salma, first_pass: int) -> DataLoader[Any]:
         """Batches of this process from forward pass `first_pass` on, for ever."""
         collator = Collator(
             model.tokenizer,
@@ -297,7 +297,7 @@ class Trainer:
     def _checkpoint(self, step: int) -> Path:
         return self.run.path / "checkpoints" / f"step-{step}"
 
-    def _save(self, model: SalmaModel, optimizer: Any, schedule: Any, step: int) -> None:
+    def _save(self, model: Salma, optimizer: Any, schedule: Any, step: int) -> None:
         """Write a checkpoint and drop the oldest ones."""
         if not self.accelerator.is_main_process:
             return
@@ -378,7 +378,7 @@ class VisitOrder(Sampler[Any]):
             place += 1
 
 
-def _groups(model: SalmaModel, train: TrainConfig) -> list[dict[str, Any]]:
+def _groups(model: Salma, train: TrainConfig) -> list[dict[str, Any]]:
     """Weight decay for matrices only, not for norms, biases, embeddings and scalars; a rate of its own for gamma."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     gamma = model.cma.gamma if model.cma is not None else None

@@ -58,7 +58,7 @@ class Outputs:
     answers: Tensor
 
 
-class SalmaModel(nn.Module):
+class Salma(nn.Module):
     """The whole model; `forward` is a training step, the other methods are what prediction shares with it."""
 
     def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -75,7 +75,7 @@ class SalmaModel(nn.Module):
         self.cma = CrossModalAttention2D(channels, config.cma) if config.cma.enabled else None
 
     @classmethod
-    def build(cls, config: ModelConfig, expressions: Iterable[str]) -> SalmaModel:
+    def build(cls, config: ModelConfig, expressions: Iterable[str]) -> Salma:
         """A model with fresh weights and a tokenizer learnt from the training expressions."""
         model = cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
         # A word must stand out in its own state among all the frames it can see; 0.02 drowns it.

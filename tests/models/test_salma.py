@@ -14,16 +14,16 @@ from salmacli.data.mixing import Clip
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.engine.predictor import Predictor
 from salmacli.models.losses import _rivals, total_loss
-from salmacli.models.salma import SalmaModel
+from salmacli.models.salma import Salma
 
 TEXTS = ("the red circle", "the blue square on the left")
 
 
 @pytest.fixture(scope="module")
-def model() -> SalmaModel:
+def model() -> Salma:
     """With an attention that does something, unlike a fresh one."""
     torch.manual_seed(0)
-    built = SalmaModel.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS).eval()
+    built = Salma.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS).eval()
     assert built.cma is not None
     built.cma.gamma.data.fill_(0.5)
     return built
@@ -45,7 +45,7 @@ def clip(texts: tuple[str, ...] = TEXTS, frames: int = 2) -> Clip:
     )
 
 
-def collate(model: SalmaModel, *clips: Clip) -> Batch:
+def collate(model: Salma, *clips: Clip) -> Batch:
     collator = Collator(
         model.tokenizer, model.mllm.frame_size, model.mllm.tokens_per_frame, model.config.sam2.image_size
     )
@@ -65,7 +65,7 @@ def test_training_decode_equals_prediction_decode(model, monkeypatch):
     assert torch.allclose(trained, predicted, atol=1e-5)
 
 
-def _force_answer(model: SalmaModel, answer: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def _force_answer(model: Salma, answer: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the language head say `answer`, whatever the random LLM would say."""
     said = iter(answer)
 
@@ -116,7 +116,7 @@ def test_answers_go_on_one_prefix_as_if_alone(model):
 
 def test_every_part_gets_a_gradient_even_at_gamma_zero():
     torch.manual_seed(0)
-    fresh = SalmaModel.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS)
+    fresh = Salma.build(load_config("tiny", ["model.cma.enabled=true"]).model, TEXTS)
     batch = collate(fresh, clip())
     loss, parts = total_loss(fresh(batch), batch, load_config("tiny").losses)
     loss.backward()
