@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from salmacli.data.conversation import IGNORE, Packed, branch, pack, prefix
+from salmacli.data.conversation import IGNORE, INTERNVL, ChatFormat, Packed, branch, pack, prefix
 from salmacli.data.mixing import BadClip, Clip
 
 # The mean and the deviation that ImageNet-trained encoders expect; InternVL and SAM 2 share them.
@@ -55,17 +55,22 @@ class Batch:
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
-def to_pixels(frames: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
+def to_pixels(
+    frames: Sequence[np.ndarray],
+    size: tuple[int, int],
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Tensor:
     """Resize (aspect not kept) and normalise frames, in float32.
 
     Args:
         frames: F times uint8 (H, W, 3); sizes may differ between them.
         size: (height, width) of the result.
+        mean, std: per colour, of values in [0, 1].
 
     Returns:
         (F, 3, height, width).
     """
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     stacked = [
         F.interpolate(
             torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float(),
@@ -76,7 +81,7 @@ def to_pixels(frames: Sequence[np.ndarray], size: tuple[int, int]) -> Tensor:
         )
         for frame in frames
     ]
-    return (torch.cat(stacked) / 255 - mean) / std
+    return (torch.cat(stacked) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,17 @@ class Collator:
         mllm_size: (height, width) of the LLM's frames.
         tokens_per_frame: placeholders per frame.
         sam_size: S, side of SAM 2's frames.
+        chat: how the LLM is shown pictures.
+        mean, std: what the LLM's frames are normalised with.
     """
 
     tokenizer: PreTrainedTokenizerFast
     mllm_size: tuple[int, int]
     tokens_per_frame: int
     sam_size: int
+    chat: ChatFormat = INTERNVL
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
 
     def __call__(self, clips: Sequence[Clip | BadClip]) -> tuple[Batch | None, list[BadClip]]:
         """Batch the readable clips and hand on the others; the batch is None when none is readable."""
@@ -110,7 +120,7 @@ class Collator:
         length = max(len(row.ids) for row in rows)
         words = [np.flatnonzero(row.words & (row.branch == n)) for row in rows for n in range(len(row.segs))]
         return Batch(
-            mllm_pixels=torch.cat([to_pixels(clip.shown, self.mllm_size) for clip in clips]),
+            mllm_pixels=torch.cat([to_pixels(clip.shown, self.mllm_size, self.mean, self.std) for clip in clips]),
             sam_pixels=torch.cat([to_pixels(clip.frames, (self.sam_size, self.sam_size)) for clip in clips]),
             ids=_padded([row.ids for row in rows], length, self.tokenizer.pad_token_id or 0),
             positions=_padded([row.positions for row in rows], length, 0),
@@ -127,9 +137,9 @@ class Collator:
         )
 
     def _conversation(self, clip: Clip) -> Packed:
-        start = prefix(self.tokenizer, len(clip.shown), self.tokens_per_frame)
+        start = prefix(self.tokenizer, self.chat, [self.tokens_per_frame] * len(clip.shown))
         turns = zip(clip.expressions, clip.questions, clip.answers, strict=True)
-        return pack(start, [branch(self.tokenizer, text, question, answer) for text, question, answer in turns])
+        return pack(start, [branch(self.tokenizer, self.chat, *turn) for turn in turns])
 
     def _masks(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Every expression of a clip is segmented in every decoded frame of that clip."""

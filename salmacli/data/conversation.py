@@ -3,11 +3,14 @@
 A branch holds a question and its answer. Branches follow the same prefix and do not see each other, so that training
 on several expressions of a video computes exactly what prediction computes for each of them alone, and both can share
 the prefix.
-The turns are those of InternVL's chat format for Qwen2 (no system turn).
+The turns are those that Qwen and InternLM2 share; how a picture is shown, and whether a system speaks first, differs
+between families (`ChatFormat`). The prefix ends with a token that no tokenizer joins with what follows, so that prefix
+and branch, tokenised apart, are what the whole text would be.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +21,31 @@ from salmacli.data.templates import SEG
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 IGNORE = -100  # the label that cross-entropy passes over
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a family of models is shown pictures.
+
+    Attributes:
+        image_start, image_context, image_end: special tokens around a picture, and the placeholder in between.
+        separator: text after every picture.
+        system: what the system says before the user, or None (no such turn).
+    """
+
+    image_start: str
+    image_context: str
+    image_end: str
+    separator: str
+    system: str | None
+
+
+# Source: the chat templates that OpenGVLab and Qwen publish beside their weights; Sa2VA speaks to InternVL without a
+# system turn.
+INTERNVL = ChatFormat("<img>", "<IMG_CONTEXT>", "</img>", "\n", None)
+QWEN_VL = ChatFormat("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "", "You are a helpful assistant.")
 
 
 @dataclass(frozen=True)
@@ -59,21 +84,38 @@ class Packed:
     segs: tuple[int, ...]
 
 
-def prefix(tokenizer: PreTrainedTokenizerFast, frames: int, tokens_per_frame: int) -> np.ndarray:
-    """Ids of the turn's beginning and of `frames` frames with their placeholders: (L,)."""
-    frame = IMAGE_START + IMAGE_CONTEXT * tokens_per_frame + IMAGE_END + "\n"
-    return np.asarray(_encode(tokenizer, f"{TURN_START}user\n{frame * frames}")["input_ids"], np.int64)
+def prefix(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, frames: Sequence[int]) -> np.ndarray:
+    """Ids of the conversation's beginning up to the end of the last picture: (L,).
+
+    Args:
+        tokenizer: of the model; where it puts a token in front of every text, so does the prefix.
+        chat: of the model.
+        frames: placeholders of each picture, in order; several tiles of one picture are one picture.
+    """
+    system = f"{TURN_START}system\n{chat.system}{TURN_END}\n" if chat.system is not None else ""
+    shown = (chat.image_start + chat.image_context * count + chat.image_end for count in frames)
+    text = f"{system}{TURN_START}user\n{chat.separator.join(shown)}"
+    ids = list(_encode(tokenizer, text)["input_ids"])
+    first = tokenizer("a")["input_ids"][0]
+    begin = [first] if first == tokenizer.bos_token_id else []
+    return np.asarray(begin + ids, np.int64)
 
 
-def branch(tokenizer: PreTrainedTokenizerFast, expression: str, question: str, answer: str | None) -> Branch:
+def branch(
+    tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, expression: str, question: str, answer: str | None
+) -> Branch:
     """Ids of one question and, unless `answer` is None, its answer.
 
     Args:
-        expression: the referring expression, put into the question's ``{expression}``.
-        question: a template of `salmacli.data.templates.QUESTIONS`.
+        tokenizer, chat: of the model.
+        expression: the referring expression, put into the question's ``{expression}``; its own full stop is not doubled.
+        question: a template of `salmacli.data.templates`.
         answer: a text, or None to leave the answer to the model.
     """
     before, after = question.split("{expression}")
+    before = chat.separator + before
+    if expression.endswith("."):
+        after = after.removeprefix(".")
     # A tokenizer may join the expression with the blank before it; the characters' offsets say which tokens are its.
     asked = f"{before}{expression}{after}{TURN_END}\n{TURN_START}assistant\n"
     encoded = _encode(tokenizer, asked, return_offsets_mapping=True)
@@ -83,7 +125,7 @@ def branch(tokenizer: PreTrainedTokenizerFast, expression: str, question: str, a
     asked_length = len(ids)
     seg = None
     if answer is not None:
-        answered = list(_encode(tokenizer, f"{answer}{TURN_END}")["input_ids"])
+        answered = answer_ids(tokenizer, answer)
         seg_id = tokenizer.convert_tokens_to_ids(SEG)
         seg = asked_length + answered.index(seg_id) if seg_id in answered else None
         ids += answered
@@ -91,6 +133,11 @@ def branch(tokenizer: PreTrainedTokenizerFast, expression: str, question: str, a
     array = np.asarray(ids, np.int64)
     labels = np.where(np.arange(len(ids)) >= asked_length, array, IGNORE)
     return Branch(array, labels, np.asarray(words, bool), seg)
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
+    """Ids of an answer with the end of its turn."""
+    return list(_encode(tokenizer, f"{answer}{TURN_END}")["input_ids"])
 
 
 def pack(prefix_ids: np.ndarray, branches: list[Branch]) -> Packed:

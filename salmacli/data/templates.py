@@ -13,6 +13,9 @@ QUESTIONS: tuple[str, ...] = (
     "Can you mark {expression}?",
 )
 
+# The released Sa2VA is asked so when the expression is a question of its own.
+QUESTION_ASKED = " {expression} Please respond with a segmentation mask."
+
 ANSWERS: tuple[str, ...] = (
     f"Sure, {SEG}.",
     f"It is {SEG}.",

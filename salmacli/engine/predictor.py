@@ -22,7 +22,7 @@ from salmacli.config.files import read_json, safe_name, write_atomic, write_json
 from salmacli.data import rle
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.collate import to_pixels
-from salmacli.data.conversation import branch, prefix
+from salmacli.data.conversation import INTERNVL, branch, prefix
 from salmacli.data.frames import read_frame
 from salmacli.data.mixing import evenly
 from salmacli.data.records import Video
@@ -107,8 +107,8 @@ class Predictor:
         model, device = self.model, self.model.device
         mllm, tokenizer = model.mllm, model.tokenizer
         pixels = to_pixels(shown, mllm.frame_size).to(device)
-        start = torch.from_numpy(prefix(tokenizer, len(shown), mllm.tokens_per_frame)).to(device)
-        asked = [branch(tokenizer, text, QUESTIONS[0], None) for text in texts]
+        start = torch.from_numpy(prefix(tokenizer, INTERNVL, [mllm.tokens_per_frame] * len(shown))).to(device)
+        asked = [branch(tokenizer, INTERNVL, text, QUESTIONS[0], None) for text in texts]
         questions = [torch.from_numpy(one.ids).to(device) for one in asked]
         out = mllm.answer(start, mllm.encode_frames(pixels), questions, MAX_NEW_TOKENS)
         columns = [torch.from_numpy(np.flatnonzero(one.words)).to(device) for one in asked]

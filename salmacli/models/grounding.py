@@ -17,6 +17,7 @@ from sam2.modeling.sam2_utils import MLP
 from torch import Tensor
 
 from salmacli.config.schema import Sam2Config
+from salmacli.models.sam2_package import package_config
 
 
 @dataclass(frozen=True)
@@ -205,122 +206,10 @@ _PACKAGE_FEEDFORWARD = 2048
 
 def build_grounding(config: Sam2Config) -> Grounding:
     """SAM 2 with fresh weights, from our configuration, in the way of the package's own YAML files."""
-    model: Grounding = instantiate(_package_config(config), _recursive_=True)
+    package = {**package_config(config), "_target_": f"{Grounding.__module__}.{Grounding.__qualname__}"}
+    model: Grounding = instantiate(package, _recursive_=True)
     if config.decoder_feedforward != _PACKAGE_FEEDFORWARD:
         # The package fixes this width in its code, at a size that would be a third of a tiny model.
         for layer in model.sam_mask_decoder.transformer.layers:
             layer.mlp = MLP(config.width, config.decoder_feedforward, config.width, num_layers=2)
     return model
-
-
-def _package_config(config: Sam2Config) -> dict[str, Any]:
-    """The `sam2` package's configuration; the constants are those of its sam2_hiera_*.yaml files."""
-    width, grid = config.width, config.image_size // 16
-    widths = [config.embed_dim * 2**stage for stage in range(4)]
-    modeling = "sam2.modeling"
-
-    def sine(channels: int) -> dict[str, Any]:
-        return {
-            "_target_": f"{modeling}.position_encoding.PositionEmbeddingSine",
-            "num_pos_feats": channels,
-            "normalize": True,
-            "scale": None,
-            "temperature": 10000,
-        }
-
-    attention = {
-        "_target_": f"{modeling}.sam.transformer.RoPEAttention",
-        "rope_theta": 10000.0,
-        "feat_sizes": [grid, grid],
-        "embedding_dim": width,
-        "num_heads": 1,
-        "downsample_rate": 1,
-        "dropout": 0.1,
-    }
-    return {
-        "_target_": "salmacli.models.grounding.Grounding",
-        "image_encoder": {
-            "_target_": f"{modeling}.backbones.image_encoder.ImageEncoder",
-            "scalp": 1,
-            "trunk": {
-                "_target_": f"{modeling}.backbones.hieradet.Hiera",
-                "embed_dim": config.embed_dim,
-                "num_heads": config.heads,
-                "stages": list(config.stages),
-                "global_att_blocks": list(config.global_attention),
-                "window_pos_embed_bkg_spatial_size": list(config.background),
-                "window_spec": list(config.windows),
-            },
-            "neck": {
-                "_target_": f"{modeling}.backbones.image_encoder.FpnNeck",
-                "position_encoding": sine(width),
-                "d_model": width,
-                "backbone_channel_list": widths[::-1],
-                "fpn_top_down_levels": [2, 3],
-                "fpn_interp_model": "nearest",
-            },
-        },
-        "memory_attention": {
-            "_target_": f"{modeling}.memory_attention.MemoryAttention",
-            "d_model": width,
-            "pos_enc_at_input": True,
-            "num_layers": config.memory_layers,
-            "layer": {
-                "_target_": f"{modeling}.memory_attention.MemoryAttentionLayer",
-                "activation": "relu",
-                "dim_feedforward": config.memory_feedforward,
-                "dropout": 0.1,
-                "pos_enc_at_attn": False,
-                "self_attention": attention,
-                "d_model": width,
-                "pos_enc_at_cross_attn_keys": True,
-                "pos_enc_at_cross_attn_queries": False,
-                "cross_attention": {**attention, "rope_k_repeat": True, "kv_in_dim": config.memory_width},
-            },
-        },
-        "memory_encoder": {
-            "_target_": f"{modeling}.memory_encoder.MemoryEncoder",
-            "in_dim": width,
-            "out_dim": config.memory_width,
-            "position_encoding": sine(config.memory_width),
-            "mask_downsampler": {
-                "_target_": f"{modeling}.memory_encoder.MaskDownSampler",
-                "embed_dim": width,
-                "kernel_size": 3,
-                "stride": 2,
-                "padding": 1,
-            },
-            "fuser": {
-                "_target_": f"{modeling}.memory_encoder.Fuser",
-                "layer": {
-                    "_target_": f"{modeling}.memory_encoder.CXBlock",
-                    "dim": width,
-                    "kernel_size": 7,
-                    "padding": 3,
-                    "layer_scale_init_value": 1e-6,
-                    "use_dwconv": True,
-                },
-                "num_layers": 2,
-            },
-        },
-        "num_maskmem": 7,
-        "image_size": config.image_size,
-        "sigmoid_scale_for_mem_enc": 20.0,
-        "sigmoid_bias_for_mem_enc": -10.0,
-        "use_mask_input_as_output_without_sam": True,
-        "directly_add_no_mem_embed": True,
-        "use_high_res_features_in_sam": True,
-        "multimask_output_in_sam": True,
-        "iou_prediction_use_sigmoid": True,
-        "use_obj_ptrs_in_encoder": True,
-        "add_tpos_enc_to_obj_ptrs": False,
-        "only_obj_ptrs_in_the_past_for_eval": True,
-        "pred_obj_scores": config.object_scores,
-        "pred_obj_scores_mlp": config.object_scores,
-        "fixed_no_obj_ptr": config.object_scores,
-        "multimask_output_for_tracking": True,
-        "use_multimask_token_for_obj_ptr": True,
-        "multimask_min_pt_num": 0,
-        "multimask_max_pt_num": 1,
-        "use_mlp_for_obj_ptr_proj": True,
-    }

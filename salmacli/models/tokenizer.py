@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from salmacli.data.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+from salmacli.data.conversation import INTERNVL, TURN_END, TURN_START
 from salmacli.data.templates import ANSWERS, QUESTIONS, SEG
 
 PAD = "<|endoftext|>"
@@ -15,9 +15,9 @@ SPECIAL_TOKENS = (
     PAD,
     TURN_START,
     TURN_END,
-    IMAGE_START,
-    IMAGE_END,
-    IMAGE_CONTEXT,
+    INTERNVL.image_start,
+    INTERNVL.image_end,
+    INTERNVL.image_context,
     SEG,
     "<p>",
     "</p>",

@@ -9,7 +9,7 @@ import torch
 from salmacli.config.loading import load_config
 from salmacli.config.schema import LossConfig
 from salmacli.data.collate import Batch, Collator
-from salmacli.data.conversation import branch, prefix
+from salmacli.data.conversation import INTERNVL, branch, prefix
 from salmacli.data.mixing import Clip
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.engine.predictor import Predictor
@@ -100,8 +100,8 @@ def test_answers_go_on_one_prefix_as_if_alone(model):
     """Cached and batched answering gives the states of a plain forward pass over the whole text."""
     mllm, tokenizer = model.mllm, model.tokenizer
     pixels = torch.randn(4, 3, *mllm.frame_size)
-    start = torch.from_numpy(prefix(tokenizer, 4, mllm.tokens_per_frame))
-    questions = [torch.from_numpy(branch(tokenizer, text, QUESTIONS[0], None).ids) for text in TEXTS]
+    start = torch.from_numpy(prefix(tokenizer, INTERNVL, [mllm.tokens_per_frame] * 4))
+    questions = [torch.from_numpy(branch(tokenizer, INTERNVL, text, QUESTIONS[0], None).ids) for text in TEXTS]
     with torch.no_grad():
         frames = mllm.encode_frames(pixels)
         out = mllm.answer(start, frames, questions, max_new_tokens=5)
