@@ -27,6 +27,7 @@ class Mode(str, Enum):
 
     frames = "frames"
     consistent = "consistent"
+    sa2va = "sa2va"
 
 
 RunOption = Annotated[

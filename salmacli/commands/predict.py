@@ -24,7 +24,13 @@ def predict(
     run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
     mode: ModeOption = None,
+    answer: Annotated[
+        str | None, typer.Option(help="What the model answers, with [SEG]; its own words if not given.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,
+    save_logits: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Also keep logits, [SEG] embedding and masks as arrays.")
+    ] = None,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the video that is written.")] = 10.0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -35,6 +41,7 @@ def predict(
     from salmacli.engine.run_folder import RunFolder
     from salmacli.report.console import emit_json, result, say
 
+    _check(text, answer, save_logits, force)
     frames = frames_of(source)
     names, pictures = frames.names, list(frames)
     folder = out or Path("predictions") / (source.resolve().stem or "video")
@@ -44,7 +51,9 @@ def predict(
     model, info = load_model(chosen, checkpoint)
     say(f"checkpoint: {info.path} (step {info.step})")
     predictor = Predictor(model, mode.value if mode else model.config.inference_mode)
-    tracks = predictor.video(pictures, text)
+    tracks = predictor.video(pictures, text, still=frames.still, answer=answer)
+    if save_logits is not None:
+        _save_logits(save_logits, tracks[0])
     rows = [_write(place, names, pictures, track, fps) for place, track in zip(places, tracks, strict=True)]
     if as_json:
         emit_json(
@@ -58,6 +67,48 @@ def predict(
         )
     else:
         result(_table(rows, len(pictures)))
+
+
+def _check(text: list[str], answer: str | None, save_logits: Path | None, force: bool) -> None:
+    """What can be said about the options before a model is loaded."""
+    from salmacli.data.templates import SEG
+    from salmacli.errors import UsageError
+
+    if answer is not None and answer.count(SEG) != 1:
+        raise UsageError(f"--answer {answer!r} needs one {SEG}", f'write --answer "Sure, {SEG}."')
+    if save_logits is None:
+        return
+    if len(text) != 1:
+        raise UsageError(f"--save-logits keeps the arrays of one --text, not of {len(text)}", "ask one at a time")
+    if save_logits.suffix != ".npz":
+        raise UsageError(f"--save-logits {save_logits} is no .npz", "name a file that ends in .npz")
+    if save_logits.exists() and not force:
+        raise UsageError(f"{save_logits} exists already", "replace it with --force, or name another file")
+
+
+def _save_logits(path: Path, track: Track) -> None:
+    """``logits`` (T, 1, S, S) float32, ``embedding`` (1, C) float32 and ``masks`` (T, H, W) bool."""
+    import io
+
+    import numpy as np
+
+    from salmacli.config.files import write_atomic
+    from salmacli.engine.predictor import resized
+    from salmacli.errors import DataError
+
+    if track.logits is None or track.embedding is None:
+        raise DataError(
+            f"the answer {track.answer!r} has no [SEG], so there are no logits", 'try --answer "Sure, [SEG]."'
+        )
+    logits = resized(track.logits, (track.side, track.side)).unsqueeze(1)
+    arrays = {
+        "logits": logits.float().cpu().numpy(),
+        "embedding": track.embedding.float().cpu().numpy()[None],
+        "masks": track.masks(),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
 
 
 def _check_free(places: list[Path], force: bool) -> None:

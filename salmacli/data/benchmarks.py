@@ -44,6 +44,7 @@ class Benchmark:
         synthetic: Whether the folder carries the marker of the synthetic benchmark.
         videos: Images are videos of one frame.
         masks_path: File or folder of the masks; None without public truth.
+        still: Whether the set is one of pictures, not of videos.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Benchmark:
     synthetic: bool
     videos: tuple[Video, ...]
     masks_path: Path | None
+    still: bool = False
 
     def __init__(
         self, name: str, root: Path, split: str, videos: Sequence[Video], masks_path: Path | None = None

@@ -108,7 +108,7 @@ def branch(
 
     Args:
         tokenizer, chat: of the model.
-        expression: the referring expression, put into the question's ``{expression}``; its own full stop is not doubled.
+        expression: the referring expression, put into the question's ``{expression}``; a full stop is not doubled.
         question: a template of `salmacli.data.templates`.
         answer: a text, or None to leave the answer to the model.
     """

@@ -41,10 +41,12 @@ class FrameSource:
     Attributes:
         path: Where the frames come from.
         names: Frame names without suffix.
+        still: Whether it is a single picture, not a video.
     """
 
     path: Path
     names: tuple[str, ...]
+    still: bool = False
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
         self.path = path
@@ -132,7 +134,9 @@ def frames_of(path: str | Path) -> FrameSource:
     if not path.exists():
         raise DataError(f"{path} does not exist", "name a folder of frames, a picture or a video file")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _Pictures(path, [path])
+        picture = _Pictures(path, [path])
+        picture.still = True
+        return picture
     return _VideoFile(path)
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from salmacli.data.conversation import branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding
-from salmacli.models.mllm import Mllm
 from salmacli.models.salma import Salma
 
 EXPRESSION = "the red circle on the left"
@@ -59,25 +61,42 @@ def count(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
+class _OnShapes(TorchDispatchMode):
+    """Whatever meets a tensor without data becomes one: small tensors that steer the code keep their values.
+
+    (A mode that took the values of all tensors away would stop at the first grid that a tower reads as numbers.)
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(isinstance(one, Tensor) and one.is_meta for one in tree_flatten((args, kwargs))[0]):
+            args, kwargs = tree_map_only((Tensor, torch.device), _without_data, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _without_data(one: Tensor | torch.device) -> Tensor | torch.device:
+    return one.to("meta") if isinstance(one, Tensor) else torch.device("meta")
+
+
 def measure(model: Salma, frames: int, expression: str = EXPRESSION) -> list[Cost]:
     """Count every part for one expression in a video of ``frames`` frames, in the model's own inference mode.
 
     Nothing is computed: the parts run on shapes alone, so that any size takes seconds.
 
     Args:
-        model: Caches of its parts may hold shapes afterwards, so it should not be used for anything else.
+        model: It loses its weights, if it has any.
         frames: Length of the video.
         expression: Its number of tokens matters.
 
     Returns:
         The parts in the order in which they run.
     """
-    model = model.eval().requires_grad_(False)  # the counter trips over parameters that want gradients
+    model = model.eval().requires_grad_(False).to("meta")  # the counter trips over parameters that want gradients
     # Without a trained memory every frame is decoded with language; otherwise only those the LLM has seen.
     shown = min(model.config.clip_frames, frames)
     prompted = frames if model.config.inference_mode == "frames" else shown
     remembers = model.config.inference_mode == "consistent"
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _OnShapes():
         return [
             *_language(model, shown, expression),
             *_grounding(model, frames, prompted, expression),
@@ -86,28 +105,39 @@ def measure(model: Salma, frames: int, expression: str = EXPRESSION) -> list[Cos
 
 
 def _language(model: Salma, shown: int, expression: str) -> list[Cost]:
-    mllm, internvl = model.mllm, model.mllm.model
-    height, width = mllm.frame_size
-    pixels = torch.empty(1, 3, height, width)
-    both = count(lambda: mllm.encode_frames(pixels))
-    tower = count(lambda: internvl.model.vision_tower(pixel_values=pixels))
-    start = len(prefix(model.tokenizer, shown, mllm.tokens_per_frame))
-    asked = branch(model.tokenizer, expression, QUESTIONS[0], ANSWERS[0])
+    mllm = model.mllm
+    pixels = torch.zeros(1, 3, *mllm.frame_size)
+    projector = mllm.parts()["vision-language projector"]
+    tower, projected = _apart(lambda: mllm.encode_frames(pixels), projector)
+    start = len(prefix(model.tokenizer, mllm.chat, [mllm.tokens_per_frame] * shown))
+    asked = branch(model.tokenizer, mllm.chat, expression, QUESTIONS[0], ANSWERS[0])
     answered = int((asked.labels >= 0).sum())
     embedded = torch.empty(1, start + len(asked.ids), mllm.width)
     hidden = torch.empty(answered, mllm.width)
     states = torch.empty(int(asked.words.sum()) + 1, mllm.width)
     return [
         Cost("vision tower", "frame", tower, shown),
-        Cost("vision-language projector", "frame", both - tower, shown),
-        Cost("language model", "expression", _llm(mllm, embedded), 1),
+        Cost("vision-language projector", "frame", projected, shown),
+        Cost("language model", "expression", _llm(mllm.parts()["language model"], embedded), 1),
         Cost("language head", "expression", count(lambda: mllm.vocabulary_logits(hidden)), 1),
         Cost("text projector", "expression", count(lambda: model.text_hidden_fcs(states)), 1),
     ]
 
 
-def _llm(mllm: Mllm, embedded: torch.Tensor) -> int:
-    language, length = mllm.model.model.language_model, embedded.shape[1]
+def _apart(run: Callable[[], object], part: nn.Module) -> tuple[int, int]:
+    """Operations of one call outside of a part (or of the parts in a list) and inside."""
+    inputs: list[tuple[nn.Module, Any]] = []
+    parts = list(part) if isinstance(part, nn.ModuleList) else [part]
+    hooks = [one.register_forward_pre_hook(lambda module, args: inputs.append((module, args))) for one in parts]
+    whole = count(run)
+    for hook in hooks:
+        hook.remove()
+    inside = sum(count(lambda module=module, args=args: module(*args)) for module, args in inputs)
+    return whole - inside, inside
+
+
+def _llm(language: nn.Module, embedded: Tensor) -> int:
+    length = embedded.shape[1]
     mask = torch.empty(1, 1, length, length)
     positions = torch.arange(length)[None]
     return count(lambda: language(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False))
@@ -128,7 +158,7 @@ def _grounding(model: Salma, frames: int, prompted: int, expression: str) -> lis
         (torch.empty(1, channels // 8, side // 4, side // 4), torch.empty(1, channels // 4, side // 8, side // 8)),
     )
     if (cma := model.cma) is not None:
-        tokens = int(branch(model.tokenizer, expression, QUESTIONS[0], None).words.sum())
+        tokens = int(branch(model.tokenizer, model.mllm.chat, expression, QUESTIONS[0], None).words.sum())
         words = torch.empty(1, tokens, channels)
         valid = torch.ones(1, tokens, dtype=torch.bool)
         prior = torch.empty(1, side // 16, side // 16)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +22,18 @@ from salmacli.checkpoints.load import CheckpointInfo, load_checkpoint
 from salmacli.config.files import read_json, safe_name, write_atomic, write_json
 from salmacli.data import rle
 from salmacli.data.benchmarks import Benchmark
-from salmacli.data.collate import to_pixels
-from salmacli.data.conversation import INTERNVL, branch, prefix
+from salmacli.data.conversation import answer_ids, branch, prefix
 from salmacli.data.frames import read_frame
-from salmacli.data.mixing import evenly
 from salmacli.data.records import Video
-from salmacli.data.templates import QUESTIONS
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
+from salmacli.engine.sights import Mode, Shown, question, to_language, to_sam2
 from salmacli.engine.sources import describe
 from salmacli.errors import DataError, UsageError
-from salmacli.models.grounding import Decodable, FrameFeatures
+from salmacli.models.grounding import Decodable, FrameFeatures, Masks
+from salmacli.models.sa2va import propagate_as_sa2va, rounded_frequencies
 from salmacli.models.salma import Language, Salma
 
-Mode = Literal["frames", "consistent"]
 SCHEMA = 1
 MAX_NEW_TOKENS = 32
 FRAMES_AT_ONCE = 16
@@ -48,21 +47,38 @@ class Track:
     Attributes:
         text, answer: what was asked and what the LLM said.
         logits: (T, S/4, S/4) float32 mask logits; None when the answer has no `[SEG]`.
+        embedding: (C,) projected state at `[SEG]`; None likewise.
+        frames: T.
         size: (H, W) of the frames.
+        side: S, of SAM 2's frames.
+        by_side: whether masks are resized to S × S before they are resized to the frame, as the released Sa2VA does.
     """
 
     text: str
     answer: str
     logits: Tensor | None
+    embedding: Tensor | None
     frames: int
     size: tuple[int, int]
+    side: int
+    by_side: bool
 
     def masks(self) -> np.ndarray:
         """(T, H, W) bool: logits resized to the frame, above 0."""
         if self.logits is None:
             return np.zeros((self.frames, *self.size), bool)
-        resized = F.interpolate(self.logits.unsqueeze(1), self.size, mode="bilinear", align_corners=False)
-        return (resized[:, 0] > 0).cpu().numpy()
+        return np.concatenate([self._masks(part) for part in self.logits.split(FRAMES_AT_ONCE)])
+
+    def _masks(self, logits: Tensor) -> np.ndarray:
+        steps = [(self.side, self.side), self.size] if self.by_side else [self.size]
+        for size in steps:
+            logits = resized(logits, size)
+        return (logits > 0).cpu().numpy()
+
+
+def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(T, h, w) mask logits at another size, bilinear."""
+    return F.interpolate(logits.unsqueeze(1), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class Predictor:
@@ -71,19 +87,29 @@ class Predictor:
     Args:
         model: in any state; it is put into evaluation mode.
         mode: "frames" decodes every frame with language; "consistent" decodes K evenly spread frames with language and
-            carries their masks to the others through SAM 2's memory.
+            carries their masks to the others through SAM 2's memory; "sa2va" is the released Sa2VA: the first K frames,
+            and its own use of the memory.
     """
 
     def __init__(self, model: Salma, mode: Mode) -> None:
         self.model, self.mode = model.eval(), mode
 
     @torch.inference_mode()
-    def video(self, frames: Sequence[np.ndarray], texts: Sequence[str]) -> list[Track]:
+    def video(
+        self,
+        frames: Sequence[np.ndarray],
+        texts: Sequence[str],
+        *,
+        still: bool = False,
+        answer: str | None = None,
+    ) -> list[Track]:
         """Segment what each text means.
 
         Args:
             frames: T times uint8 (H, W, 3), all of one size.
             texts: E expressions.
+            still: the one frame is a picture, not a video; mode "sa2va" then shows it to the LLM in tiles.
+            answer: what the LLM answers, instead of its own words.
 
         Raises:
             DataError: there are no frames, or a text is empty.
@@ -92,25 +118,35 @@ class Predictor:
             raise DataError("the video has no frames", "check the folder")
         if any(not text.strip() for text in texts):
             raise DataError("an expression is empty", "say what to segment")
+        shown = to_language(self.model, self.mode, frames, still)
+        language, answers, found = self._language(shown, texts, answer)
+        logits = self._logits(self._features(frames), language, list(shown.prompted))
         size = (int(frames[0].shape[0]), int(frames[0].shape[1]))
-        conditioning = evenly(len(frames), self.model.config.clip_frames)
-        language, answers, found = self._language([frames[n] for n in conditioning], texts)
-        features = self._features(frames)
-        logits = self._logits(features, language, found, sorted({int(n) for n in conditioning}))
         return [
-            Track(text, answer, logits[row] if row is not None else None, len(frames), size)
-            for text, answer, row in zip(texts, answers, _rows(found), strict=True)
+            Track(
+                text=text,
+                answer=said,
+                logits=logits[row] if row is not None else None,
+                embedding=language.seg[row] if row is not None else None,
+                frames=len(frames),
+                size=size,
+                side=self.model.config.sam2.image_size,
+                by_side=self.mode == "sa2va",
+            )
+            for text, said, row in zip(texts, answers, _rows(found), strict=True)
         ]
 
-    def _language(self, shown: Sequence[np.ndarray], texts: Sequence[str]) -> tuple[Language, list[str], Tensor]:
+    def _language(self, shown: Shown, texts: Sequence[str], answer: str | None) -> tuple[Language, list[str], Tensor]:
         """Ask the LLM: language of the O expressions whose answer has a `[SEG]`, all answers, and which those are."""
         model, device = self.model, self.model.device
         mllm, tokenizer = model.mllm, model.tokenizer
-        pixels = to_pixels(shown, mllm.frame_size).to(device)
-        start = torch.from_numpy(prefix(tokenizer, INTERNVL, [mllm.tokens_per_frame] * len(shown))).to(device)
-        asked = [branch(tokenizer, INTERNVL, text, QUESTIONS[0], None) for text in texts]
+        start = torch.from_numpy(prefix(tokenizer, mllm.chat, shown.pictures)).to(device)
+        asked = [branch(tokenizer, mllm.chat, text, question(self.mode, text), None) for text in texts]
         questions = [torch.from_numpy(one.ids).to(device) for one in asked]
-        out = mllm.answer(start, mllm.encode_frames(pixels), questions, MAX_NEW_TOKENS)
+        forced = None if answer is None else [torch.tensor(answer_ids(tokenizer, answer), device=device)] * len(texts)
+        with rounded_frequencies(mllm) if self.mode == "sa2va" else nullcontext():
+            frames = mllm.encode_frames(shown.pixels.to(device))
+            out = mllm.answer(start, frames, questions, MAX_NEW_TOKENS, forced=forced)
         columns = [torch.from_numpy(np.flatnonzero(one.words)).to(device) for one in asked]
         padded = nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
         rows = torch.arange(len(texts), device=device).unsqueeze(1)
@@ -120,10 +156,9 @@ class Predictor:
 
     def _features(self, frames: Sequence[np.ndarray]) -> FrameFeatures:
         """SAM 2 features of every frame, each computed once."""
-        side = self.model.config.sam2.image_size
         chunks = [
             self.model.grounding.encode(
-                to_pixels(frames[start : start + FRAMES_AT_ONCE], (side, side)).to(self.model.device)
+                to_sam2(self.model, self.mode, frames[start : start + FRAMES_AT_ONCE]).to(self.model.device)
             )
             for start in range(0, len(frames), FRAMES_AT_ONCE)
         ]
@@ -134,25 +169,33 @@ class Predictor:
             chunks[0].position,
         )
 
-    def _logits(self, features: FrameFeatures, language: Language, found: Tensor, conditioning: list[int]) -> Tensor:
+    def _logits(self, features: FrameFeatures, language: Language, prompted: list[int]) -> Tensor:
         """(O, T, S/4, S/4) float32 mask logits of the expressions with a `[SEG]`."""
-        side = self.model.config.sam2.image_size // 4
-        objects = int(found.sum())
+        side, objects = self.model.config.sam2.image_size // 4, len(language.seg)
         if not objects:
             return torch.zeros(0, len(features), side, side)
-        decoded = list(range(len(features))) if self.mode == "frames" else conditioning
-        frames = self.model.grounding.decodable(features)
+        given = self._prompted(features, language, prompted)
+        if self.mode == "sa2va":
+            return propagate_as_sa2va(self.model.grounding, features, given).transpose(0, 1)
+        logits = [masks.logits.float() for masks in given]
+        if self.mode == "frames":
+            return torch.stack(logits, dim=1)
+        by_frame = dict(zip(prompted, logits, strict=True))
+        return self.model.grounding.propagate(features, by_frame).transpose(0, 1)
+
+    def _prompted(self, features: FrameFeatures, language: Language, prompted: list[int]) -> list[Masks]:
+        """Masks of the frames that are decoded with language, O rows each."""
+        device, objects = self.model.device, len(language.seg)
+        chosen = features if len(prompted) == len(features) else features.at(torch.tensor(prompted, device=device))
+        frames = self.model.grounding.decodable(chosen)
         prior = self._prior(frames) if self.model.cma is not None else None
-        pairs = torch.cartesian_prod(torch.arange(objects), torch.tensor(decoded)).view(-1, 2).to(self.model.device)
+        pairs = torch.cartesian_prod(torch.arange(len(prompted)), torch.arange(objects)).view(-1, 2).to(device)
         chunks = [
-            self.model.decode(frames, prior, language, frame_of=part[:, 1], object_of=part[:, 0]).logits.float()
+            self.model.decode(frames, prior, language, frame_of=part[:, 0], object_of=part[:, 1])
             for part in pairs.split(MASKS_AT_ONCE)
         ]
-        logits = torch.cat(chunks).view(objects, len(decoded), side, side)
-        if self.mode == "frames":
-            return logits
-        given = {frame: logits[:, n] for n, frame in enumerate(decoded)}
-        return self.model.grounding.propagate(features, given).transpose(0, 1)
+        whole = [torch.cat(parts).split(objects) for parts in zip(*(chunk.parts() for chunk in chunks), strict=True)]
+        return [Masks(*parts) for parts in zip(*whole, strict=True)]
 
     def _prior(self, frames: Decodable) -> Tensor:
         numbers = torch.arange(len(frames), device=self.model.device)
@@ -188,6 +231,8 @@ def predict_benchmark(
         "data": describe([benchmark])[0]["sha256"],
         "checkpoint": checkpoint,
     }
+    if predictor.mode == "sa2va":
+        record["by_side"] = predictor.model.config.sam2.image_size  # who reads the logits must go the same way
     _claim(folder, record, progress)
     open_videos = [video for video in benchmark.videos if not _done(folder, video, save_logits)]
     total = sum(len(video.expressions) for video in benchmark.videos)
@@ -196,7 +241,8 @@ def predict_benchmark(
     try:
         for video in open_videos:
             frames = [read_frame(benchmark.frame_path(video, frame)) for frame in video.frames]
-            tracks = predictor.video(frames, [expression.text for expression in video.expressions])
+            texts = [expression.text for expression in video.expressions]
+            tracks = predictor.video(frames, texts, still=benchmark.still)
             _write(folder, video, tracks, save_logits)
             progress.advance(len(tracks))
     finally:

@@ -248,9 +248,7 @@ class Trainer:
 
     def _model(self, resume: Path | None) -> Salma:
         """The model of the checkpoint, or a fresh one; only the parts that train require gradients."""
-        model = (
-            load_checkpoint(resume)[0] if resume is not None else Salma.build(self.config.model, self.mix.texts())
-        )
+        model = load_checkpoint(resume)[0] if resume is not None else Salma.build(self.config.model, self.mix.texts())
         model.requires_grad_(False)
         for part in model.trained_parts().values():
             part.requires_grad_(True)
@@ -263,6 +261,9 @@ class Trainer:
             model.mllm.frame_size,
             model.mllm.tokens_per_frame,
             self.config.model.sam2.image_size,
+            model.mllm.chat,
+            model.mllm.mean,
+            model.mllm.std,
         )
         order = VisitOrder(
             self.mix,

@@ -69,10 +69,18 @@ class Masks:
     Attributes:
         logits: (P, S/4, S/4) mask logits, never masked by the object score.
         iou: (P,) the decoder's own estimate of each mask's IoU.
+        token: (P, C) the decoder's output token of each mask, of which SAM 2 makes its object pointer.
+        presence: (P, 1) logits of the object being in the frame.
     """
 
     logits: Tensor
     iou: Tensor
+    token: Tensor
+    presence: Tensor
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The four tensors in their order."""
+        return self.logits, self.iou, self.token, self.presence
 
 
 class Grounding(SAM2Base):
@@ -100,9 +108,13 @@ class Grounding(SAM2Base):
 
     def decodable(self, features: FrameFeatures) -> Decodable:
         """Prepare frames that have no memory yet for the mask decoder."""
-        decoder = self.sam_mask_decoder
         image = features.stride16 + self.no_mem_embed.transpose(1, 2).unsqueeze(-1)
-        return Decodable(image, (decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)))
+        return Decodable(image, self.fine_levels(features))
+
+    def fine_levels(self, features: FrameFeatures) -> tuple[Tensor, Tensor]:
+        """The finer levels after the mask decoder's own `conv_s0/s1`: (F, C/8, S/4, S/4) and (F, C/4, S/8, S/8)."""
+        decoder = self.sam_mask_decoder
+        return decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)
 
     def decode(self, rows: Decodable, language: Tensor | None, best_of_three: bool) -> Masks:
         """Run the prompt encoder with its padding point, and the mask decoder.
@@ -118,7 +130,7 @@ class Grounding(SAM2Base):
         sparse, dense = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
         if language is not None:
             sparse = torch.cat([sparse.to(language.dtype), language.unsqueeze(1)], dim=1)
-        logits, iou, _, _ = self.sam_mask_decoder(
+        logits, iou, tokens, presence = self.sam_mask_decoder(
             image_embeddings=rows.image,
             image_pe=self.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -129,7 +141,7 @@ class Grounding(SAM2Base):
         )
         best = iou.argmax(dim=1) if best_of_three else torch.zeros(count, dtype=torch.long, device=device)
         row = torch.arange(count, device=device)
-        return Masks(logits[row, best], iou[row, best])
+        return Masks(logits[row, best], iou[row, best], tokens[row, best], presence)
 
     def propagate(self, features: FrameFeatures, given: dict[int, Tensor]) -> Tensor:
         """Carry masks of some frames through SAM 2's memory to all others, forwards and then backwards.
@@ -179,11 +191,7 @@ class Grounding(SAM2Base):
     ) -> dict[str, Any]:
         """SAM 2's own step for one frame and all objects at once."""
         one = features.at(torch.full((1,), frame, device=features.stride16.device))
-        levels = [
-            self.sam_mask_decoder.conv_s0(one.stride4),
-            self.sam_mask_decoder.conv_s1(one.stride8),
-            one.stride16,
-        ]
+        levels = [*self.fine_levels(one), one.stride16]
         rows = [level.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1) for level in levels]
         position = one.position.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1)
         out: dict[str, Any] = self.track_step(

@@ -14,7 +14,7 @@ from salmacli.config.schema import ModelConfig
 from salmacli.data.collate import Batch
 from salmacli.models.cma import CrossModalAttention2D
 from salmacli.models.grounding import Decodable, Grounding, Masks, build_grounding
-from salmacli.models.mllm import Mllm
+from salmacli.models.mllm import build_mllm
 from salmacli.models.tokenizer import build_tokenizer
 
 
@@ -65,7 +65,7 @@ class Salma(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.mllm = Mllm(config.mllm, tokenizer)
+        self.mllm = build_mllm(config.mllm, tokenizer)
         self.grounding: Grounding = build_grounding(config.sam2)
         width, channels = self.mllm.width, config.sam2.width
         last = nn.Linear(width, channels)
@@ -89,17 +89,17 @@ class Salma(nn.Module):
         return self.grounding.no_mem_embed.device
 
     def trained_parts(self) -> dict[str, nn.Module]:
-        """Parts by name that a training from scratch must move; everything else is frozen."""
-        internvl = self.mllm.model
-        parts: dict[str, nn.Module] = {
-            "vision tower": internvl.model.vision_tower,
-            "vision-language projector": internvl.model.multi_modal_projector,
-            "language model": internvl.model.language_model,
-            "language head": internvl.lm_head,
+        """Parts by name that training must move; everything else is frozen, encoders that came pretrained among it."""
+        parts = {
+            **self.mllm.parts(),
             "text projector": self.text_hidden_fcs,
             "SAM 2 image encoder": self.grounding.image_encoder,
             "SAM 2 mask decoder": self.grounding.sam_mask_decoder,
         }
+        if self.config.mllm.base is not None:
+            del parts["vision tower"]
+        if self.config.sam2.base is not None:
+            del parts["SAM 2 image encoder"]
         return parts | ({"cross-modal attention": self.cma} if self.cma is not None else {})
 
     def language(self, seg: Tensor, words: Tensor, valid: Tensor) -> Language:

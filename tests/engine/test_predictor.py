@@ -11,8 +11,10 @@ import torch
 
 from salmacli.data import rle
 from salmacli.data.synthetic import open_synthetic
-from salmacli.engine.predictor import Predictor, predict_benchmark
+from salmacli.engine.predictor import Predictor, predict_benchmark, resized
+from salmacli.engine.sights import to_language
 from salmacli.errors import DataError
+from salmacli.models.sa2va import rounded_frequencies
 
 CHECKPOINT = {"path": "none", "step": 0, "sha256": "0"}
 
@@ -44,7 +46,7 @@ def speaking(tiny_model, monkeypatch):
     return tiny_model
 
 
-@pytest.mark.parametrize("mode", ["frames", "consistent"])
+@pytest.mark.parametrize("mode", ["frames", "consistent", "sa2va"])
 def test_masks_have_the_frames_size_and_expressions_differ(speaking, frames, mode):
     first, second = Predictor(speaking, mode).video(frames, ["the red circle", "the blue square on the left"])
     assert first.answer == "[SEG]"
@@ -93,12 +95,12 @@ def test_an_interrupted_prediction_goes_on_and_ends_the_same(speaking, benchmark
     calls = 0
     original = Predictor.video
 
-    def dies(self, *arguments):
+    def dies(self, *arguments, **options):
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(Predictor, "video", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -140,6 +142,37 @@ def test_saved_logits_give_the_saved_masks(speaking, benchmark, tmp_path):
             assert np.array_equal(rle.decode({"size": [height, width], "counts": counts}), mask.numpy())
 
 
+def test_logits_of_sa2va_pass_through_sam2s_square(speaking, frames):
+    """Small pictures: the way over S × S is another than the direct one, and the masks take it."""
+    track = Predictor(speaking, "sa2va").video(frames, ["the red circle"])[0]
+    through = resized(resized(track.logits, (track.side, track.side)), track.size) > 0
+    assert np.array_equal(track.masks(), through.numpy())
+    assert not torch.equal(through, resized(track.logits, track.size) > 0)
+
+
+def test_a_forced_answer_is_what_the_model_says(tiny_model, frames):
+    predictor = Predictor(tiny_model, "frames")
+    said, silent = (predictor.video(frames, ["a ring"], answer=text)[0] for text in ("It is [SEG].", "I see none."))
+    assert said.answer == "It is [SEG]." and said.embedding.shape == (tiny_model.config.sam2.width,)
+    assert silent.answer == "I see none." and silent.logits is None and silent.embedding is None
+
+
+def test_a_still_picture_is_shown_in_tiles_and_a_video_of_one_frame_is_not(tiny_model, frames):
+    still, video = (to_language(tiny_model, "sa2va", frames[:1], still=still) for still in (True, False))
+    assert video.pictures == (tiny_model.mllm.tokens_per_frame,)
+    assert len(still.pictures) == 1 and still.pictures[0] == len(still.pixels) * tiny_model.mllm.tokens_per_frame
+    assert len(still.pixels) > 1 and still.prompted == video.prompted == (0,)
+
+
+def test_rounded_frequencies_come_back(tiny_model):
+    rotary = tiny_model.mllm.model.model.language_model.rotary_emb
+    before = rotary.inv_freq.clone()
+    with rounded_frequencies(tiny_model.mllm):
+        assert not torch.equal(rotary.inv_freq, before)
+        assert torch.equal(rotary.inv_freq, before.bfloat16().float())
+    assert torch.equal(rotary.inv_freq, before)
+
+
 def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):
     with pytest.raises(DataError, match="empty"):
         Predictor(tiny_model, "frames").video(frames, ["the red circle", "  "])
@@ -148,7 +181,7 @@ def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):
 
 
 def test_a_video_of_one_frame(speaking, frames):
-    for mode in ("frames", "consistent"):
+    for mode in ("frames", "consistent", "sa2va"):
         assert Predictor(speaking, mode).video(frames[:1], ["the red circle"])[0].masks().shape == (1, 30, 44)
 
 

@@ -38,6 +38,8 @@ class PictureSet(Benchmark):
         shapes: Segmentation per annotation id.
     """
 
+    still = True
+
     def __init__(
         self,
         name: str,

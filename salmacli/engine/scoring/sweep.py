@@ -115,7 +115,7 @@ def has_logits(benchmark: Benchmark, predictions: Path, step: int | None = None)
 
 
 def upsample(logits: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear enlargement as torch's ``interpolate(..., align_corners=False)`` does it.
+    """Bilinear resizing as torch's ``interpolate(..., align_corners=False)`` does it.
 
     Args:
         logits: (h, w).
@@ -161,7 +161,7 @@ def _sweep_video(
         check_asked(benchmark, predicted, expression)
         truth = (bits.to_mask() for bits in truth_of(benchmark, video, expression))
         counts = [
-            sweep(_scores(predicted, logits, expression.id, frame, target), target, limits)
+            sweep(_scores(predicted, logits, expression.id, frame, target, found.record.get("by_side")), target, limits)
             for frame, target in zip(video.frames, truth, strict=True)
         ]
         stacked = np.stack(counts)
@@ -175,8 +175,12 @@ def _scores(
     expression: str,
     frame: str,
     target: NDArray[np.bool_],
+    by_side: int | None,
 ) -> NDArray[np.floating[Any]]:
-    """Logits of one frame at the size of the truth; of a fall-back its mask, which no threshold moves."""
+    """Logits of one frame at the size of the truth; of a fall-back its mask, which no threshold moves.
+
+    With `by_side` they pass through a square of that side first, as the masks of mode "sa2va" did.
+    """
     if predicted.size != target.shape:
         raise DataError(f"{predicted.path} is of size {predicted.size} where the truth is {target.shape}")
     try:
@@ -194,7 +198,8 @@ def _scores(
             f" logits for {len(predicted.frames)} frames",
             "predict this video again",
         )
-    return upsample(of_expression[predicted.frames[frame]], *target.shape)
+    one = of_expression[predicted.frames[frame]]
+    return upsample(one if by_side is None else upsample(one, by_side, by_side), *target.shape)
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

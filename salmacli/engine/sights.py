@@ -1,0 +1,73 @@
+"""What the two encoders and the LLM are shown of a video in each mode of prediction.
+
+`sa2va` shows what the released Sa2VA shows, down to its rounding; the other modes show what training showed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salmacli.data.collate import MEAN, STD, to_pixels
+from salmacli.data.mixing import evenly
+from salmacli.data.templates import QUESTION_ASKED, QUESTIONS
+from salmacli.data.tiles import bicubic, tiles
+from salmacli.models.salma import Salma
+
+Mode = Literal["frames", "consistent", "sa2va"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the LLM sees.
+
+    Attributes:
+        pixels: (N, 3, h, w) frames or tiles, normalised.
+        pictures: placeholders of each picture of the conversation; the tiles of one frame are one picture.
+        prompted: numbers of the frames that are then decoded with language.
+    """
+
+    pixels: Tensor
+    pictures: tuple[int, ...]
+    prompted: tuple[int, ...]
+
+
+def to_language(model: Salma, mode: Mode, frames: Sequence[np.ndarray], still: bool) -> Shown:
+    """What the LLM sees of a video, or of a picture when `still`: T times uint8 (H, W, 3)."""
+    mllm, clip = model.mllm, model.config.clip_frames
+    if mode == "sa2va":
+        height, width = mllm.frame_size
+        prompted = range(1 if still else min(clip, len(frames)))
+        parts = tiles(frames[0], height) if still else [bicubic(frames[n], height, width) for n in prompted]
+        pictures = (len(parts) * mllm.tokens_per_frame,) if still else (mllm.tokens_per_frame,) * len(parts)
+        return Shown(_normalised(parts, mllm.mean, mllm.std), pictures, tuple(prompted))
+    chosen = evenly(len(frames), clip)
+    pixels = to_pixels([frames[n] for n in chosen], mllm.frame_size, mllm.mean, mllm.std)
+    every = range(len(frames)) if mode == "frames" else sorted({int(n) for n in chosen})
+    return Shown(pixels, (mllm.tokens_per_frame,) * len(chosen), tuple(every))
+
+
+def to_sam2(model: Salma, mode: Mode, frames: Sequence[np.ndarray]) -> Tensor:
+    """What SAM 2 sees: (T, 3, S, S)."""
+    side = model.config.sam2.image_size
+    if mode == "sa2va":
+        # The released code keeps the mean and the deviation in bfloat16.
+        mean, std = (torch.tensor(value, dtype=torch.bfloat16).float().tolist() for value in (MEAN, STD))
+        return _normalised([bicubic(frame, side, side) for frame in frames], mean, std)
+    return to_pixels(frames, (side, side))
+
+
+def question(mode: Mode, expression: str) -> str:
+    """The template that the LLM is asked with; the first one of training unless the released Sa2VA asks otherwise."""
+    return QUESTION_ASKED if mode == "sa2va" and "?" in expression else QUESTIONS[0]
+
+
+def _normalised(frames: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """F times uint8 (h, w, 3), all of one size → (F, 3, h, w)."""
+    pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
