@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,21 +61,25 @@ def count(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-class _OnShapes(TorchDispatchMode):
-    """Whatever meets a tensor without data becomes one: small tensors that steer the code keep their values.
+class _OnShapes(TorchFunctionMode):
+    """Whatever meets a tensor without data loses its own; small tensors that steer the code keep theirs until then.
 
-    (A mode that took the values of all tensors away would stop at the first grid that a tower reads as numbers.)
+    Without data from the beginning, the code would stop at the first grid that a vision tower reads as numbers.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.tensor:
+            return func(*args, **{**kwargs, "device": "cpu"})
         if any(isinstance(one, Tensor) and one.is_meta for one in tree_flatten((args, kwargs))[0]):
             args, kwargs = tree_map_only((Tensor, torch.device), _without_data, (args, kwargs))
         return func(*args, **kwargs)
 
 
 def _without_data(one: Tensor | torch.device) -> Tensor | torch.device:
-    return one.to("meta") if isinstance(one, Tensor) else torch.device("meta")
+    if isinstance(one, torch.device):
+        return torch.device("meta")
+    return one.to("meta") if one.ndim else one  # a number goes with every device
 
 
 def measure(model: Salma, frames: int, expression: str = EXPRESSION) -> list[Cost]:

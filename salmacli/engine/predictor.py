@@ -89,9 +89,14 @@ class Predictor:
         mode: "frames" decodes every frame with language; "consistent" decodes K evenly spread frames with language and
             carries their masks to the others through SAM 2's memory; "sa2va" is the released Sa2VA: the first K frames,
             and its own use of the memory.
+
+    Raises:
+        UsageError: the weights are not float32.
     """
 
     def __init__(self, model: Salma, mode: Mode) -> None:
+        if model.dtype != torch.float32:  # SAM 2 makes tensors of its own in float32, which do not mix with others
+            raise UsageError(f"prediction runs in float32, and the weights are {model.dtype}", "load them as float32")
         self.model, self.mode = model.eval(), mode
 
     @torch.inference_mode()

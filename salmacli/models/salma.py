@@ -88,6 +88,11 @@ class Salma(nn.Module):
         """Where the weights are."""
         return self.grounding.no_mem_embed.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.grounding.no_mem_embed.dtype
+
     def trained_parts(self) -> dict[str, nn.Module]:
         """Parts by name that training must move; everything else is frozen, encoders that came pretrained among it."""
         parts = {

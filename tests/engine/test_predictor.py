@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from salmacli.data import rle
 from salmacli.data.synthetic import open_synthetic
 from salmacli.engine.predictor import Predictor, predict_benchmark, resized
 from salmacli.engine.sights import to_language
-from salmacli.errors import DataError
+from salmacli.errors import DataError, UsageError
 from salmacli.models.sa2va import rounded_frequencies
 
 CHECKPOINT = {"path": "none", "step": 0, "sha256": "0"}
@@ -162,6 +163,11 @@ def test_a_still_picture_is_shown_in_tiles_and_a_video_of_one_frame_is_not(tiny_
     assert video.pictures == (tiny_model.mllm.tokens_per_frame,)
     assert len(still.pictures) == 1 and still.pictures[0] == len(still.pixels) * tiny_model.mllm.tokens_per_frame
     assert len(still.pixels) > 1 and still.prompted == video.prompted == (0,)
+
+
+def test_half_precision_is_refused(tiny_model):
+    with pytest.raises(UsageError, match="bfloat16"):
+        Predictor(deepcopy(tiny_model).to(torch.bfloat16), "frames")
 
 
 def test_rounded_frequencies_come_back(tiny_model):
