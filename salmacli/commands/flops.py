@@ -15,9 +15,7 @@ _MBA = ("visual pre-pass", "CMA")
 
 
 def flops(
-    preset: Annotated[
-        str, typer.Option(help="A preset's name or a YAML file; built with fresh weights and with CMA.")
-    ] = "tiny",
+    preset: Annotated[str, typer.Option(help="A preset's name or a YAML file; counted with CMA.")] = "tiny",
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
         typer.Option(help="Count the model of this checkpoint instead."),
@@ -44,16 +42,19 @@ def flops(
 
 
 def _model(preset: str, checkpoint: Path | None) -> Salma:
-    from salmacli.models.salma import Salma
-
+    """Of shapes alone: weights are neither made nor read."""
     if checkpoint is not None:
-        from salmacli.checkpoints.load import load_checkpoint
+        from salmacli.checkpoints.load import build_model, read_contents
 
-        return load_checkpoint(checkpoint)[0]
+        place, _, contents = read_contents(checkpoint)
+        return build_model(contents, place)
+    from salmacli.checkpoints.empty import empty_model
     from salmacli.config.loading import load_config
     from salmacli.engine.flops import EXPRESSION
+    from salmacli.models.tokenizer import build_tokenizer
 
-    return Salma.build(load_config(preset, ["model.cma.enabled=true"]).model, [EXPRESSION])
+    config = load_config(preset, ["model.cma.enabled=true"]).model
+    return empty_model(config, build_tokenizer([EXPRESSION], config.mllm.vocabulary))
 
 
 def _record(name: str, mode: str, frames: int, costs: list[Cost]) -> dict[str, Any]:

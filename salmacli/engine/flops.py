@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,8 +99,8 @@ def measure(model: Salma, frames: int, expression: str = EXPRESSION) -> list[Cos
     model = model.eval().requires_grad_(False).to("meta")  # the counter trips over parameters that want gradients
     # Without a trained memory every frame is decoded with language; otherwise only those the LLM has seen.
     shown = min(model.config.clip_frames, frames)
-    prompted = frames if model.config.inference_mode == "frames" else shown
-    remembers = model.config.inference_mode == "consistent"
+    remembers = model.config.inference_mode != "frames"
+    prompted = shown if remembers else frames
     with _OnShapes():
         return [
             *_language(model, shown, expression),
@@ -136,7 +137,7 @@ def _apart(run: Callable[[], object], part: nn.Module) -> tuple[int, int]:
     whole = count(run)
     for hook in hooks:
         hook.remove()
-    inside = sum(count(lambda module=module, args=args: module(*args)) for module, args in inputs)
+    inside = sum(count(partial(module, *args)) for module, args in inputs)
     return whole - inside, inside
 
 

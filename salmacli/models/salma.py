@@ -68,10 +68,7 @@ class Salma(nn.Module):
         self.mllm = build_mllm(config.mllm, tokenizer)
         self.grounding: Grounding = build_grounding(config.sam2)
         width, channels = self.mllm.width, config.sam2.width
-        last = nn.Linear(width, channels)
-        self.text_hidden_fcs = nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
-        # SAM 2's own prompt tokens have unit variance; a fainter [SEG] among them would hardly be heard, nor learn.
-        nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
+        self.text_hidden_fcs = text_projector(width, channels)
         self.cma = CrossModalAttention2D(channels, config.cma) if config.cma.enabled else None
 
     @classmethod
@@ -161,6 +158,14 @@ class Salma(nn.Module):
             vocabulary=vocabulary,
             answers=batch.labels[:, 1:][asked],
         )
+
+
+def text_projector(width: int, channels: int) -> nn.Sequential:
+    """Fresh `text_hidden_fcs`: hidden states (…, D) → prompts (…, C)."""
+    last = nn.Linear(width, channels)
+    # SAM 2's own prompt tokens have unit variance; a fainter [SEG] among them would hardly be heard, nor learn.
+    nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), last)
 
 
 def _under(features: Tensor, masks: Tensor) -> Tensor:

@@ -25,6 +25,15 @@ def test_table_and_json_say_the_same(
     assert record["total"] == sum(part["flops"] * part["runs"] for part in record["parts"])
 
 
+def test_presets_of_real_size_need_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flops", "--preset", "salma-8b", "--frames", "5", "--json"]) == 0
+    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    tokens, width, layers = 1 + (448 // 14) ** 2, 1024, 24  # InternViT-300M
+    products = 12 * tokens * width**2 + 2 * tokens**2 * width  # attention's four, the MLP's eight, and Q·Kᵀ and ·V
+    assert parts["vision tower"]["flops"] == 2 * (layers * products + (tokens - 1) * width * 3 * 14**2)
+    assert parts["vision tower"]["runs"] == 5
+
+
 def test_an_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flops", "--preset", "huge"]) == 2
     assert "tiny" in capsys.readouterr().err

@@ -56,3 +56,16 @@ def test_own_file_and_wrong_ones(tmp_path):
 def test_assignments_that_cannot_be_meant(text):
     with pytest.raises(UsageError):
         load_config("tiny", [text])
+
+
+@pytest.mark.parametrize("size", ["1b", "4b", "8b"])
+def test_pretrained_presets_name_their_bases_and_train_as_designed(size):
+    config = load_config(f"salma-{size}")
+    assert config.model.mllm.base == f"OpenGVLab/InternVL2_5-{size.upper()}"
+    assert config.model.sam2.base == "facebook/sam2-hiera-large"
+    assert config.model.inference_mode == "consistent"
+    train, losses = config.train, config.losses
+    assert train.batch_size * train.accumulate * 8 == 256
+    assert (train.learning_rate, train.betas, train.weight_decay) == (4e-5, (0.9, 0.999), 0.05)
+    assert (train.clip_norm, train.warmup_fraction) == (1.0, 0.05)
+    assert (losses.bce, losses.dice, losses.lm, losses.tmc, losses.points) == (2.0, 0.5, 1.0, 0.1, 12_544)

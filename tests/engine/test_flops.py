@@ -7,7 +7,35 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from salmacli.config.loading import load_config
+from salmacli.config.schema import MllmConfig
+from salmacli.data.conversation import QWEN_VL
 from salmacli.engine.flops import Cost, count, measure
+from salmacli.models.salma import Salma
+from salmacli.models.tokenizer import build_tokenizer
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+GRID = {"depth": 2, "num_heads": 4, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+QWEN = {
+    "qwen2_5_vl": {
+        "vision_config": {**GRID, "fullatt_block_indexes": [1]},
+        "text_config": {**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}},
+    },
+    "qwen3_vl": {
+        "vision_config": {**GRID, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 100},
+        "text_config": {
+            **TEXT,
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        },
+    },
+}
 
 
 def test_a_linear_layer_by_hand() -> None:
@@ -97,3 +125,24 @@ def test_counting_on_shapes_equals_counting_real_work(costs: dict[str, Cost], ti
     features = model.grounding.encode(torch.zeros(1, 3, side, side))
     sights = model.grounding.decodable(features)
     assert count(lambda: model.prior(sights)) == costs["visual pre-pass"].flops
+
+
+@pytest.mark.parametrize("kind", QWEN)
+def test_counting_qwen_vl_on_shapes_equals_counting_real_work(kind) -> None:
+    """Its tower reads grids as numbers, which shapes alone do not have."""
+    tokenizer = build_tokenizer(["the red circle"], 600)
+    special = [QWEN_VL.image_start, QWEN_VL.image_context, QWEN_VL.image_end]
+    tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
+    tiny = load_config("tiny").model
+    native = {"model_type": kind, **QWEN[kind]}
+    model = Salma(tiny.model_copy(update={"mllm": MllmConfig(native=native)}), tokenizer).requires_grad_(False)
+    seen = count(lambda: model.mllm.encode_frames(torch.zeros(1, 3, *model.mllm.frame_size)))
+    merged, merges = (
+        model.mllm.tokens_per_frame,
+        1 + len(QWEN[kind]["vision_config"].get("deepstack_visual_indexes", ())),
+    )
+    costs = {cost.part: cost for cost in measure(model, frames=3)}
+    assert costs["vision tower"].flops + costs["vision-language projector"].flops == seen
+    wide = 4 * GRID["hidden_size"]
+    by_hand = merges * 2 * merged * (wide * wide + wide * TEXT["hidden_size"])
+    assert costs["vision-language projector"].flops == by_hand

@@ -1,0 +1,218 @@
+"""What all families of multimodal LLMs share: transformers' own modules behind one API.
+
+Frames are encoded once per video, and the answers to several expressions continue one common prefix
+(`salmacli.data.conversation`). The language model is called with embeddings, positions and a mask of our own making,
+which is what lets branches share a prefix without seeing each other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from salmacli.config.schema import MllmConfig
+from salmacli.data.conversation import TURN_END, TURN_START, ChatFormat
+from salmacli.data.templates import SEG
+from salmacli.errors import ConfigError
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the LLM says about E expressions of one video.
+
+    Attributes:
+        ids: per expression, the tokens of the answer without the end of the turn.
+        seg: (E, D) last hidden state at the first `[SEG]`; zeros where there is none.
+        found: (E,) whether there is one.
+        words: (E, L, D) hidden states of the question's tokens.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    seg: Tensor
+    found: Tensor
+    words: Tensor
+
+
+class Mllm(nn.Module, ABC):
+    """A multimodal LLM with its tokenizer's `[SEG]`.
+
+    A family names transformers' classes and says how it sees a frame; everything else is the same for all.
+
+    Attributes:
+        model: transformers' own model; its parameters have transformers' own names.
+        chat: how it is shown pictures.
+        mean, std: what its frames are normalised with, of values in [0, 1].
+        seg_id, end_id: tokens `[SEG]` and the end of a turn.
+    """
+
+    config_class: ClassVar[type[PreTrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    chat: ClassVar[ChatFormat]
+    mean: ClassVar[RGB]
+    std: ClassVar[RGB]
+
+    def __init__(self, config: MllmConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        ids = _special_ids(tokenizer, self.chat)
+        self.model: Any = self.model_class(self.config_class(**self._native(config.native, ids, len(tokenizer))))
+        self.seg_id, self.end_id = ids[SEG], ids[TURN_END]
+        self.image_id = ids[self.chat.image_context]
+
+    def _native(self, given: dict[str, Any], ids: dict[str, int], tokens: int) -> dict[str, Any]:
+        """Arguments of transformers' configuration: what is given, with what follows from the tokenizer."""
+        for section in ("vision_config", "text_config"):
+            if not isinstance(given.get(section), dict):
+                raise ConfigError(f"model.mllm.native.{section} is missing", "give that section of the model's config")
+        # Some of transformers' configurations tie the head to the embedding unless told otherwise, without a word.
+        tied = bool(given.get("tie_word_embeddings", False))
+        text = {"vocab_size": tokens, **given["text_config"], "tie_word_embeddings": tied}
+        if text["vocab_size"] < tokens:
+            raise ConfigError(
+                f"the tokenizer has {tokens} tokens and the embedding {text['vocab_size']} rows",
+                "leave out model.mllm.native.text_config.vocab_size, or set it to at least that",
+            )
+        native = {key: value for key, value in given.items() if key != "model_type"}
+        return {
+            **native,
+            "text_config": text,
+            "tie_word_embeddings": tied,
+            "image_token_id": ids[self.chat.image_context],
+        }
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states."""
+        return int(self.model.config.text_config.hidden_size)
+
+    @property
+    @abstractmethod
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of the frames it reads."""
+
+    @property
+    @abstractmethod
+    def tokens_per_frame(self) -> int:
+        """Language positions that one frame takes."""
+
+    @abstractmethod
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """Normalised frames (F, 3, h, w) → (F, tokens, W), what `forward` and `answer` read of them.
+
+        W is D, or a multiple of D where the family feeds the LLM at several depths.
+        """
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules by what they do: vision tower, vision-language projector, language model, language head."""
+
+    def forward(self, ids: Tensor, frames: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
+        """Last hidden states of packed conversations.
+
+        Args:
+            ids: (B, L) tokens, with one placeholder per row of `frames`.
+            frames: (F, tokens, W) of all conversations, in order.
+            attention: (B, L, L) True where a query (second axis) may see a key (third).
+            positions: (B, L) how many tokens stand before each one in its own conversation.
+
+        Returns:
+            (B, L, D).
+        """
+        seen = self._read(ids, frames)
+        dtype = seen["inputs_embeds"].dtype
+        mask = torch.zeros(attention.shape, dtype=dtype, device=attention.device)
+        mask = mask.masked_fill(~attention, torch.finfo(dtype).min).unsqueeze(1)
+        return self._language(mask, self._places(ids, positions), use_cache=False, **seen)
+
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) → (…, V)."""
+        return cast(Tensor, self.model.lm_head(hidden))
+
+    @torch.no_grad()
+    def answer(
+        self,
+        prefix: Tensor,
+        frames: Tensor,
+        questions: Sequence[Tensor],
+        max_new_tokens: int,
+        forced: Sequence[Tensor | None] | None = None,
+    ) -> Answers:
+        """Answer several questions about one video greedily; the video is read once.
+
+        Args:
+            prefix: (P,) ids of the conversation's beginning with the placeholders.
+            frames: (F, tokens, W).
+            questions: E times (L_e,) ids.
+            max_new_tokens: an answer of the model that is longer is cut.
+            forced: per question the ids that the model must say, whole, or None to let it speak.
+        """
+        device, count = prefix.device, len(questions)
+        lengths = torch.tensor([len(question) for question in questions], device=device)
+        ids = nn.utils.rnn.pad_sequence(list(questions), batch_first=True, padding_value=self.end_id)
+        columns = torch.arange(ids.shape[1], device=device)
+        past = {"past_key_values": DynamicCache(config=self.model.config.text_config), "use_cache": True}
+        places = self._places(prefix[None], torch.arange(len(prefix), device=device)[None])
+        self._language(prefix.new_ones(1, len(prefix)), places, **past, **self._read(prefix[None], frames))
+        past["past_key_values"].batch_repeat_interleave(count)
+        start = places.max() + 1  # a frame may take fewer positions than it has tokens
+        seen = torch.cat([ids.new_ones(count, len(prefix)), (columns < lengths[:, None]).long()], dim=1)
+        words = self._language(seen, (start + columns).expand(count, -1), **past, **self._read(ids))
+        last = words[torch.arange(count, device=device), lengths - 1]
+        answers: list[list[int]] = [[] for _ in range(count)]
+        seg, found = torch.zeros_like(last), torch.zeros(count, dtype=torch.bool, device=device)
+        open_rows = torch.ones_like(found)
+        for step, said in enumerate(self._script(forced or [None] * count, max_new_tokens, device)):
+            token = torch.where(said < 0, self.vocabulary_logits(last).argmax(-1), said)
+            open_rows = open_rows & (token != self.end_id)
+            if not open_rows.any():
+                break
+            for row in open_rows.nonzero().flatten().tolist():
+                answers[row].append(int(token[row]))
+            seen = torch.cat([seen, open_rows[:, None].long()], dim=1)
+            last = self._language(seen, (start + lengths + step)[:, None], **past, **self._read(token[:, None]))[:, 0]
+            here = open_rows & (token == self.seg_id) & ~found
+            seg, found = torch.where(here[:, None], last, seg), found | here
+        return Answers(tuple(tuple(answer) for answer in answers), seg, found, words)
+
+    def _script(self, forced: Sequence[Tensor | None], most: int, device: torch.device) -> Tensor:
+        """(steps, E) what each answer must say at each step; −1 where the model chooses."""
+        rows = [torch.full((most,), -1, device=device) if ids is None else ids.to(device) for ids in forced]
+        return nn.utils.rnn.pad_sequence(rows, padding_value=self.end_id)
+
+    def _language(self, mask: Tensor, places: Tensor, **seen: Any) -> Tensor:
+        """Run the language model: (B, L, D); `mask` is (B, 1, L, L) to add, or (B, all so far) 0 on padding."""
+        out = self.model.model.language_model(attention_mask=mask, position_ids=places, **seen)
+        return cast(Tensor, out.last_hidden_state)
+
+    def _read(self, ids: Tensor, frames: Tensor | None = None) -> dict[str, Any]:
+        """What the language model reads: token embeddings (B, L, D) with the frames' embeddings in their places."""
+        embedded = self.model.get_input_embeddings()(ids)
+        if frames is not None:
+            places = ids == self.image_id
+            if int(places.sum()) != frames.shape[0] * frames.shape[1]:
+                raise ValueError(f"{int(places.sum())} placeholders for frames of shape {tuple(frames.shape)}")
+            embedded = embedded.masked_scatter(places.unsqueeze(-1), frames.to(embedded.dtype))
+        return {"inputs_embeds": embedded}
+
+    def _places(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Position ids of the language model, from (B, L) tokens and their counted positions."""
+        return positions
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat) -> dict[str, int]:
+    """Ids of the tokens that conversations are made of."""
+    names = (TURN_START, TURN_END, chat.image_start, chat.image_context, chat.image_end, SEG)
+    vocabulary = tokenizer.get_vocab()
+    if missing := [name for name in names if name not in vocabulary]:
+        raise ConfigError(
+            f"the tokenizer lacks {', '.join(missing)}, which this kind of model needs",
+            "take the model's own tokenizer",
+        )
+    return {name: vocabulary[name] for name in names}
