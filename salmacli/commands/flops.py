@@ -51,10 +51,11 @@ def _model(preset: str, checkpoint: Path | None) -> Salma:
     from salmacli.checkpoints.empty import empty_model
     from salmacli.config.loading import load_config
     from salmacli.engine.flops import EXPRESSION
+    from salmacli.models.mllm import chat_of
     from salmacli.models.tokenizer import build_tokenizer
 
     config = load_config(preset, ["model.cma.enabled=true"]).model
-    return empty_model(config, build_tokenizer([EXPRESSION], config.mllm.vocabulary))
+    return empty_model(config, build_tokenizer([EXPRESSION], config.mllm.vocabulary, chat_of(config.mllm)))
 
 
 def _record(name: str, mode: str, frames: int, costs: list[Cost]) -> dict[str, Any]:

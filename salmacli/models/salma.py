@@ -14,7 +14,7 @@ from salmacli.config.schema import ModelConfig
 from salmacli.data.collate import Batch
 from salmacli.models.cma import CrossModalAttention2D
 from salmacli.models.grounding import Decodable, Grounding, Masks, build_grounding
-from salmacli.models.mllm import build_mllm
+from salmacli.models.mllm import build_mllm, chat_of
 from salmacli.models.tokenizer import build_tokenizer
 
 
@@ -74,7 +74,7 @@ class Salma(nn.Module):
     @classmethod
     def build(cls, config: ModelConfig, expressions: Iterable[str]) -> Salma:
         """A model with fresh weights and a tokenizer learnt from the training expressions."""
-        model = cls(config, build_tokenizer(expressions, config.mllm.vocabulary))
+        model = cls(config, build_tokenizer(expressions, config.mllm.vocabulary, chat_of(config.mllm)))
         # A word must stand out in its own state among all the frames it can see; 0.02 drowns it.
         nn.init.normal_(model.mllm.model.get_input_embeddings().weight)
         model.grounding.match_queries_and_keys()

@@ -6,7 +6,7 @@ import pytest
 from salmacli.data.collate import Collator, to_pixels
 from salmacli.data.conversation import IGNORE, INTERNVL, QWEN_VL, branch, pack, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
-from salmacli.models.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from salmacli.models.tokenizer import build_tokenizer, special_tokens
 
 TEXTS = ["the red circle", "the big blue square left of the ring"]
 
@@ -20,7 +20,7 @@ def test_tokenizer_knows_every_byte_and_its_special_tokens(tokenizer):
     strange = "the child who jumps – ça va? 犬 🐕"
     assert tokenizer.decode(tokenizer(strange)["input_ids"]) == strange
     assert len(tokenizer("circle square")["input_ids"]) <= 4, "words of the templates are few tokens"
-    for token in SPECIAL_TOKENS:
+    for token in special_tokens(INTERNVL):
         assert tokenizer.convert_ids_to_tokens(tokenizer(token)["input_ids"]) == [token]
 
 

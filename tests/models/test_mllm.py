@@ -291,3 +291,12 @@ def test_presets_have_the_dimensions_of_the_models_they_name(size, millions, tok
     assert sum(weight.numel() for weight in mllm.parameters()) - special == pytest.approx(millions * 1e6, abs=5e4)
     assert (mllm.frame_size, mllm.tokens_per_frame) == ((448, 448), 256)
     assert config.sam2.model_copy(update={"base": None}) == named_sam2_config("sam2_hiera_l")
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_every_family_is_built_from_scratch_with_a_tokenizer_of_its_own(kind):
+    config = load_config("tiny").model
+    native = {**NATIVE[kind], "text_config": {**NATIVE[kind]["text_config"]}}
+    native["text_config"].pop("vocab_size", None)
+    model = Salma.build(config.model_copy(update={"mllm": MllmConfig(native=native, vocabulary=600)}), TEXTS)
+    assert model.tokenizer.convert_tokens_to_ids(model.mllm.chat.image_context) == model.mllm.image_id
