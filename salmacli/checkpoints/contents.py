@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from salmacli.checkpoints.files import raw_bytes, read_as_announced
+from salmacli.checkpoints.lazy import LazyTensor
 
 
 @dataclass(frozen=True)
@@ -20,40 +22,27 @@ class Contents:
         model: The model's section of the config, as plain data.
         run_config: The whole run's config, as plain data; empty where nobody trained.
         tokenizer: File name → bytes, as the tokenizer's ``save_pretrained`` wrote them.
-        tensors: Name → tensor on the CPU; of tied tensors only the first.
+        tensors: Name → tensor, read when it is needed; of tied tensors only the first.
+        provenance: Where it came from: sources with the hashes of their files, notes; empty where that is a run.
     """
 
     step: int
     model: Mapping[str, Any]
     run_config: Mapping[str, Any]
     tokenizer: Mapping[str, bytes]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, LazyTensor]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes: the same in every container."""
-    digest = hashlib.sha256()
+def fingerprint_of(tensors: Mapping[str, LazyTensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes: the same in every container. Reads one tensor at a time."""
+    hasher = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        digest(hasher, name, read_as_announced(name, tensors[name]))
+    return hasher.hexdigest()
 
 
-def untied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A model's tensors, each once.
-
-    Returns:
-        Name → tensor (detached, where the model has it), and alias → the name that stands for it.
-    """
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        first = names.setdefault(place, name) if tensor.numel() and tensor.device.type != "meta" else name
-        if first == name:
-            tensors[name] = tensor.detach()
-        else:
-            aliases[name] = first
-    return tensors, aliases
+def digest(hasher: Any, name: str, tensor: Tensor) -> None:
+    """Add one contiguous CPU tensor to a fingerprint; they must come in the order of their names."""
+    hasher.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+    hasher.update(raw_bytes(tensor))

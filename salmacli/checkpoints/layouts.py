@@ -1,26 +1,24 @@
-"""Which model a file holds, told by the names of its tensors."""
+"""Which model a file or folder holds, told by the names of its tensors."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
+from salmacli.checkpoints.deepspeed import deepspeed_folder
+from salmacli.checkpoints.files import WEIGHTS, index_of, open_safetensors, read_index
+from salmacli.checkpoints.pickles import open_pickle
 from salmacli.config.files import read_json
 from salmacli.errors import CheckpointError, DataError
 
 FORMAT = "salma"
+ADAPTER_FORMAT = "salma-adapter"
 TRAINER_FORMAT = "salma-trainer"
 SCHEMA = 1
-CONFIG, WEIGHTS, TRAINER = "config.json", "model.safetensors", "ckpt.pth"
+CONFIG, TRAINER = "config.json", "ckpt.pth"
 
 
 class Layout(Enum):
@@ -28,6 +26,7 @@ class Layout(Enum):
 
     SALMA_FOLDER = "SALMA checkpoint folder"
     SALMA_PTH = "SALMA checkpoint in one .pth"
+    SALMA_ADAPTER = "SALMA adapter, only what was trained"
     TRAINING_V1 = "training .pth of Sa2VA (v1), only what was trained"
     TRAINING_V2 = "training .pth of Sa2VA (v2), only what was trained"
     TRAINING_CMA = "training .pth of Sa2VA with the CMA extension, only what was trained"
@@ -35,6 +34,7 @@ class Layout(Enum):
     SA2VA = "released Sa2VA model"
     INTERNVL = "InternVL model in its original layout"
     INTERNVL_NATIVE = "InternVL model in the layout of transformers"
+    QWEN_VL = "Qwen-VL model"
     SAM2 = "SAM 2 model"
     SALMA_BARE = "SALMA weights file without the config.json that belongs beside it"
     SALMA_TRAINER = "SALMA trainer state without the weights that belong beside it"
@@ -42,7 +42,7 @@ class Layout(Enum):
 
     @property
     def is_salma(self) -> bool:
-        """Whether SALMA wrote it."""
+        """Whether SALMA wrote it, whole."""
         return self in (Layout.SALMA_FOLDER, Layout.SALMA_PTH)
 
 
@@ -50,23 +50,25 @@ def detect(path: Path) -> Layout:
     """Say what lies at ``path`` without reading the weights.
 
     Args:
-        path: A folder, or a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file. A file inside a SALMA
-        checkpoint
+        path: A folder, or a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file. A file inside a SALMA checkpoint
             folder stands for the folder.
 
     Raises:
-        CheckpointError: There is nothing there, the file is cut off or broken, or its pickle wants to run
-        code.
+        CheckpointError: There is nothing there, the file is cut off or broken, or its pickle wants to run code.
     """
     if salma_folder(path) is not None:
         return Layout.SALMA_FOLDER
+    if salma_folder(path, ADAPTER_FORMAT) is not None:
+        return Layout.SALMA_ADAPTER
+    if deepspeed_folder(path) is not None:
+        return Layout.DEEPSPEED
     if path.is_dir():
         return _detect_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path} is missing", "check the path; `salma train` makes checkpoints in runs/")
     if path.suffix == ".safetensors":
-        return name_layout(safetensors_names(path))
-    content = read_pickle(path)
+        return name_layout(open_safetensors(path))
+    content = open_pickle(path)
     if not isinstance(content, Mapping):
         return Layout.UNKNOWN
     if content.get("format") == FORMAT:
@@ -79,21 +81,36 @@ def detect(path: Path) -> Layout:
     return name_layout(content)
 
 
-def salma_folder(path: Path) -> Path | None:
-    """The SALMA checkpoint folder that ``path`` is or lies in as one of its weight files; else None."""
-    folder = path.parent if path.name in (TRAINER, WEIGHTS) else path
+def salma_folder(path: Path, format_: str = FORMAT) -> Path | None:
+    """The SALMA folder that ``path`` is or lies in as one of its weight files; else None.
+
+    Args:
+        path: A folder or a file.
+        format_: Which kind of folder, as its ``config.json`` says.
+    """
+    of_it = path.name == TRAINER or path.name == f"{WEIGHTS}.index.json" or path.suffix == ".safetensors"
+    folder = path.parent if of_it else path
     if not (folder / CONFIG).is_file():
         return None
+    content = read_config(folder)
+    return folder if isinstance(content, Mapping) and content.get("format") == format_ else None
+
+
+def read_config(folder: Path) -> Any:
+    """A folder's ``config.json``.
+
+    Raises:
+        CheckpointError: It is missing or broken.
+    """
     try:
-        content = read_json(folder / CONFIG)
+        return read_json(folder / CONFIG)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return folder if isinstance(content, Mapping) and content.get("format") == FORMAT else None
 
 
 def name_layout(names: Collection[str]) -> Layout:
-    """The layout that has tensors of these names."""
-    text = [str(name) for name in names]
+    """The layout that has tensors of these names, whatever wrapper's prefix they carry."""
+    text = [bare(str(name)) for name in names]
 
     def some(*patterns: str) -> bool:
         return all(any(re.search(pattern, name) for name in text) for pattern in patterns)
@@ -110,95 +127,46 @@ def name_layout(names: Collection[str]) -> Layout:
         return Layout.INTERNVL
     if some(r"^(model\.)?vision_tower\.encoder\.layer\."):
         return Layout.INTERNVL_NATIVE
+    if some(r"^(model\.)?visual\.blocks\.\d+\.attn\.qkv"):
+        return Layout.QWEN_VL
     if some(r"^sam_mask_decoder\.", r"^image_encoder\.trunk\."):
         return Layout.SAM2
     return Layout.UNKNOWN
 
 
-def safetensors_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file.
-
-    Raises:
-        CheckpointError: The file is missing, cut off or of another kind.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise broken(path, error) from error
-
-
-def read_pickle(path: Path) -> Any:
-    """Read a PyTorch file of plain data; nothing in it can run.
-
-    Raises:
-        CheckpointError: The file is missing, cut off, of another kind, or names a global that is not plain
-        data.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        names = _unsafe_globals(path, error)
-        if names:
-            raise CheckpointError(
-                f"{path} wants to run {', '.join(names)} while it is read, which weights never need",
-                "take the file from a source you trust, as safetensors if there is one",
-            ) from error
-        raise broken(path, error) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        TypeError,
-    ) as error:
-        # What torch raises for a damaged file depends on where the damage lies.
-        raise broken(path, error) from error
-
-
-def broken(path: Path, error: Exception) -> CheckpointError:
-    """The one line for a file that cannot be read."""
-    if not path.exists():
-        return CheckpointError(f"{path} is missing", "check the path")
-    if path.stat().st_size == 0:
-        return CheckpointError(f"{path} is empty", "copy or save it again")
-    size, why = path.stat().st_size, str(error).strip()
-    # An unpickling error's text is torch's long advice, which would mislead here.
-    reason = "" if not why or isinstance(error, pickle.UnpicklingError) else f"; {why.splitlines()[0][:120]}"
-    return CheckpointError(f"{path} is cut off or no checkpoint ({size} bytes{reason})", "copy or save it again")
+def bare(name: str) -> str:
+    """A tensor's name without what wrappers for several devices (``module.``) and compilers (``_orig_mod.``) add."""
+    while (shorter := re.sub(r"^(module|_orig_mod)\.", "", name)) != name:
+        name = shorter
+    return name.replace("._orig_mod.", ".")
 
 
 def _detect_folder(path: Path) -> Layout:
-    if any(path.rglob("mp_rank_*_model_states.pt")) or any(path.rglob("zero_pp_rank_*")):
-        return Layout.DEEPSPEED
-    if index := next(path.glob("*.safetensors.index.json"), None):
-        return name_layout(list(_weight_map(index)))
-    names = [name for file in sorted(path.glob("*.safetensors")) for name in safetensors_names(file)]
-    if names:
-        return name_layout(names)
-    for file in [*sorted(path.glob("pytorch_model*.bin")), *sorted(path.glob("*.pt"))]:
-        return detect(file)
+    found = [layout for layout in _folder_layouts(path) if layout is not Layout.UNKNOWN]
+    if found:
+        return found[0]
     inside = sorted(folder for folder in path.glob("**/step-*") if salma_folder(folder))
     if inside:
         raise CheckpointError(f"{path} holds {len(inside)} checkpoints", f"name one of them, such as {inside[-1]}")
+    if any(True for _ in _weight_files(path)):
+        return Layout.UNKNOWN
     raise CheckpointError(
         f"{path} holds no checkpoint", "name a folder with config.json and model.safetensors, or a file"
     )
 
 
-def _weight_map(index: Path) -> Mapping[str, str]:
-    try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files", "download it again") from error
+def _folder_layouts(path: Path) -> Iterator[Layout]:
+    """What each kind of file in a folder says; a folder may hold one model in several forms."""
+    for kind in ("safetensors", "bin"):
+        if index := index_of(path, kind):
+            yield name_layout(read_index(index))
+    if names := [name for file in sorted(path.glob("*.safetensors")) for name in open_safetensors(file)]:
+        yield name_layout(names)
+    for file in _weight_files(path):
+        if file.suffix != ".safetensors":
+            yield detect(file)
 
 
-def _unsafe_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, OSError, pickle.UnpicklingError, EOFError):
-        names = []  # not a zip archive: the error's own words are all there is
-    return sorted(names) or re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+def _weight_files(path: Path) -> Iterator[Path]:
+    for pattern in ("*.safetensors", "pytorch_model*.bin", "*.pt"):
+        yield from sorted(path.glob(pattern))

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch import nn
 
-from salmacli.checkpoints.contents import Contents, untied
+from salmacli.checkpoints.combine import fitted
+from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.empty import empty_model, read_tokenizer, untied
+from salmacli.checkpoints.files import open_safetensors
+from salmacli.checkpoints.hub import resolve
 from salmacli.checkpoints.layouts import (
+    ADAPTER_FORMAT,
     CONFIG,
     SCHEMA,
     TRAINER,
     TRAINER_FORMAT,
-    WEIGHTS,
     Layout,
-    broken,
     detect,
-    read_pickle,
+    read_config,
     salma_folder,
 )
-from salmacli.config.files import read_json, safe_name, sha256
+from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.pickles import lazy_state_dict, open_pickle, read_pickle
+from salmacli.checkpoints.tokenizers import FILES
+from salmacli.config.files import sha256
 from salmacli.config.schema import ModelConfig
-from salmacli.errors import CheckpointError, DataError
+from salmacli.errors import CheckpointError
 from salmacli.models.salma import Salma
 
-_SHOWN = 4  # names per kind of fault in a message
+Model = TypeVar("Model", bound=Salma)
+# What a SALMA folder on the hub is made of, but for the trainer's state.
+_WANTED = ("*.json", "*.safetensors", *FILES)
 
 
 @dataclass(frozen=True)
@@ -45,25 +50,40 @@ class CheckpointInfo:
         layout: Its layout.
         step: Optimiser steps that led to it.
         run_config: The config of the run that made it, as plain data.
+        provenance: The sources it was converted from; empty where that is a run.
     """
 
     path: Path
     layout: Layout
     step: int
     run_config: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """``{"path", "step", "sha256"}`` for results; the hash is of the file that holds the weights."""
-        weights = self.path / WEIGHTS if self.path.is_dir() else self.path
-        return {"path": str(self.path), "step": self.step, "sha256": sha256(weights)}
+        """``{"path", "step", "sha256"}`` for results; the hash is of the file that holds the weights, or of all."""
+        files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
+        hashes = [sha256(file) for file in files]
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return {"path": str(self.path), "step": self.step, "sha256": whole}
 
 
-def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> tuple[Salma, CheckpointInfo]:
-    """Build the model that a SALMA checkpoint describes and fill it.
+def load_checkpoint(
+    name_or_path: Path | str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    revision: str | None = None,
+    model_class: type[Model] = Salma,  # type: ignore[assignment]
+) -> tuple[Model, CheckpointInfo]:
+    """Build the model that a SALMA checkpoint describes and fill it, one tensor at a time.
 
     Args:
-        path: The folder, its ``ckpt.pth`` or ``model.safetensors``, or one exported ``.pth``.
-        device: Where the model goes, e.g. ``cuda``.
+        name_or_path: The folder, its ``ckpt.pth`` or ``model.safetensors``, one exported ``.pth``, an adapter folder,
+            or a hub id.
+        device: Where the tensors are read to, e.g. ``cuda``.
+        dtype: What floating-point tensors become.
+        revision: Branch, tag or commit on the hub.
+        model_class: What is built.
 
     Returns:
         The model in evaluation mode, and where it came from.
@@ -71,12 +91,11 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> tup
     Raises:
         CheckpointError: The file is missing, broken, unsafe, of another model, or its tensors do not fit.
     """
-    path = Path(path)
-    place, layout, contents = read_contents(path)
-    model = build_model(contents, place)
-    fill(model, contents.tensors, place)
-    info = CheckpointInfo(place, layout, contents.step, contents.run_config)
-    return model.to(device).eval(), info
+    place, layout, contents = read_contents(resolve(name_or_path, _WANTED, revision))
+    model = build_model(contents, place, model_class)
+    fill(model, contents.tensors, place, device, dtype)
+    info = CheckpointInfo(place, layout, contents.step, contents.run_config, contents.provenance)
+    return model.eval(), info
 
 
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:
@@ -100,7 +119,7 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
 
 
 def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
-    """Read a SALMA checkpoint of either container without building the model.
+    """Open a SALMA checkpoint of any container without building the model or reading the weights.
 
     Returns:
         The folder or file that holds it, its layout, and what it holds.
@@ -114,16 +133,20 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
         return folder, layout, _read_folder(folder)
     if layout is Layout.SALMA_PTH:
         return path, layout, _read_pth(path)
+    if layout is Layout.SALMA_ADAPTER:
+        from salmacli.checkpoints.adapters import contents_of_adapter  # reads its base, maybe by this function
+
+        folder = salma_folder(path, ADAPTER_FORMAT) or path
+        return folder, layout, contents_of_adapter(folder)
     if layout in (Layout.UNKNOWN, Layout.SALMA_BARE, Layout.SALMA_TRAINER):
         raise CheckpointError(f"{path} is a {layout.value}", "name a SALMA checkpoint folder or an exported .pth")
     raise CheckpointError(
-        f"{path} is not a SALMA checkpoint but a {layout.value}; converting this layout comes later",
-        "name a SALMA checkpoint folder or an exported .pth",
+        f"{path} is not a SALMA checkpoint but a {layout.value}", f"make one of it first: salma convert {path}"
     )
 
 
-def build_model(contents: Contents, place: Path) -> Salma:
-    """A model as the checkpoint's config says, with fresh weights and the checkpoint's tokenizer."""
+def build_model(contents: Contents, place: Path, model_class: type[Model] = Salma) -> Model:  # type: ignore[assignment]
+    """A model as the checkpoint's config says, with the checkpoint's tokenizer and without memory for its tensors."""
     try:
         config = ModelConfig.model_validate(contents.model)
     except ValidationError as error:
@@ -133,84 +156,69 @@ def build_model(contents: Contents, place: Path) -> Salma:
             f"{place}: its model config does not fit this SALMA (model.{key}: {first['msg']})",
             "use the SALMA version that wrote it",
         ) from error
-    return Salma(config, read_tokenizer(contents, place))
+    return cast(Model, empty_model(config, read_tokenizer(contents.tokenizer, place), model_class))
 
 
-def read_tokenizer(contents: Contents, place: Path) -> Any:
-    """The checkpoint's tokenizer, from its files alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in contents.tokenizer.items():
-            (Path(folder) / safe_name(name, f"{place}: tokenizer")).write_bytes(data)
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"{place}: its tokenizer cannot be read ({error})", "save or copy it again"
-            ) from error
+@torch.no_grad()
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, LazyTensor],
+    place: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give an empty model its tensors, each read straight to where and what it will be.
 
+    Besides the model itself there is never more than one tensor in memory.
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], place: Path) -> None:
-    """Copy tensors into the model; every one on both sides must have a partner of its shape.
+    Args:
+        model: Of `build_model`; every tensor on both sides must have a partner of its shape.
+        tensors: By the model's names; of tied ones any.
+        place: Where they come from, for messages.
+        device, dtype: Of the model; integers stay what they are.
 
     Raises:
-        CheckpointError: Some have not; the first few of each kind are named and all are counted.
+        CheckpointError: Some do not fit; the first few of each kind are named and all are counted.
     """
     wanted, aliases = untied(model)
-    given = {aliases.get(name, name): tensor for name, tensor in tensors.items()}
-    faults = []
-    if missing := sorted(wanted.keys() - given.keys()):
-        faults.append(_fault(missing, "missing"))
-    if unexpected := sorted(given.keys() - wanted.keys()):
-        faults.append(_fault(unexpected, "unexpected"))
-    both = sorted(wanted.keys() & given.keys())
-    if shapes := [name for name in both if wanted[name].shape != given[name].shape]:
-        told = [f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}" for name in shapes[:_SHOWN]]
-        faults.append(_fault(shapes, "of another shape", told))
-    if faults:
-        raise CheckpointError(f"{place} does not fit its own config: {'; '.join(faults)}", "it is of another model")
-    with torch.no_grad():
-        for name in both:
-            wanted[name].copy_(given[name])
+    for name, lazy in fitted(tensors, model, str(place)).items():
+        kind = dtype if lazy.dtype.is_floating_point else lazy.dtype
+        tensor = lazy.read().to(device, kind, copy=True)  # a copy, not a window into a file that may change
+        if isinstance(wanted[name], nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=wanted[name].requires_grad)
+        for path in (name, *(alias for alias, first in aliases.items() if first == name)):
+            owner, _, leaf = path.rpartition(".")
+            module = model.get_submodule(owner)
+            kept: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            kept[leaf] = tensor
+    model.to(device)  # what no file holds: tables that were computed
 
 
 def _read_folder(folder: Path) -> Contents:
-    try:
-        header = read_json(folder / CONFIG)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+    header = read_config(folder)
     _check_schema(header, folder / CONFIG)
-    try:
-        tensors = load_file(str(folder / WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise broken(folder / WEIGHTS, error) from error
-    others = (CONFIG, WEIGHTS, TRAINER)
-    tokenizer = {
-        file.name: file.read_bytes()
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in others and not file.name.startswith(".")
-    }
-    return _contents(header, tokenizer, tensors, folder / CONFIG)
+    tokenizer = {name: (folder / name).read_bytes() for name in sorted(FILES) if (folder / name).is_file()}
+    return _contents(header, tokenizer, open_safetensors(folder), folder / CONFIG)
 
 
 def _read_pth(path: Path) -> Contents:
-    content = read_pickle(path)
+    content = open_pickle(path)
     _check_schema(content, path)
-    tensors = content.get("state_dict")
     files = content.get("tokenizer")
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path}: state_dict is not a mapping of tensors", "export it again with salma convert")
     if not isinstance(files, Mapping) or not all(isinstance(text, str) for text in files.values()):
         raise CheckpointError(f"{path}: tokenizer is not a mapping of texts", "export it again with salma convert")
+    tensors = lazy_state_dict(content.get("state_dict"), path)
     return _contents(content, {name: text.encode("utf-8") for name, text in files.items()}, tensors, path)
 
 
 def _contents(
-    header: Mapping[str, Any], tokenizer: dict[str, bytes], tensors: Mapping[str, Tensor], where: Path
+    header: Mapping[str, Any], tokenizer: dict[str, bytes], tensors: Mapping[str, LazyTensor], where: Path
 ) -> Contents:
     step, model, run_config = header.get("step"), header.get("model"), header.get("run_config", {})
-    if not isinstance(step, int) or not isinstance(model, Mapping) or not isinstance(run_config, Mapping):
+    provenance = header.get("provenance", {})
+    if not isinstance(step, int) or not all(isinstance(part, Mapping) for part in (model, run_config, provenance)):
         raise CheckpointError(f"{where} lacks step, model or run_config", "save or convert the checkpoint again")
-    return Contents(step, model, run_config, tokenizer, dict(tensors))
+    return Contents(step, cast("Mapping[str, Any]", model), run_config, tokenizer, dict(tensors), provenance)
 
 
 def _check_schema(header: Mapping[str, Any], where: Path) -> None:
@@ -219,9 +227,3 @@ def _check_schema(header: Mapping[str, Any], where: Path) -> None:
         raise CheckpointError(
             f"{where} has schema {schema!r}, this SALMA reads {SCHEMA}", "use the SALMA that wrote it"
         )
-
-
-def _fault(names: list[str], what: str, told: list[str] | None = None) -> str:
-    shown = ", ".join(told or names[:_SHOWN])
-    more = ", …" if len(names) > _SHOWN else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what} ({shown}{more})"

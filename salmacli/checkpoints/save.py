@@ -2,10 +2,12 @@
 
 A checkpoint folder::
 
-    config.json         {"schema": 1, "format": "salma", "step", "model", "run_config", …}
-    model.safetensors   every tensor of the model; tied ones once
-    tokenizer*.json …   as transformers writes them
-    ckpt.pth            optimiser, schedule, random states: what only --resume needs. Optional.
+    config.json             {"schema": 1, "format": "salma", "step", "model", "run_config", "provenance", …}
+    model.safetensors       every tensor of the model; tied ones once. Large ones: model-*-of-*.safetensors and an index
+    tokenizer*.json …       as transformers writes them
+    processor_config.json   sizes and normalisation of the frames, for other programs: SALMA knows them from config.json
+    README.md               the model card
+    ckpt.pth                optimiser, schedule, random states: what only --resume needs. Optional.
 """
 
 from __future__ import annotations
@@ -13,28 +15,26 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from salmacli import __version__
-from salmacli.checkpoints.contents import Contents, untied
-from salmacli.checkpoints.layouts import (
-    CONFIG,
-    FORMAT,
-    SCHEMA,
-    TRAINER,
-    TRAINER_FORMAT,
-    WEIGHTS,
-    salma_folder,
-)
+from salmacli.checkpoints.card import CARD, card
+from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.disk import replacing, room
+from salmacli.checkpoints.empty import untied
+from salmacli.checkpoints.files import MAX_SHARD_BYTES, WEIGHTS, read_as_announced, write_shards
+from salmacli.checkpoints.layouts import CONFIG, FORMAT, SCHEMA, TRAINER, TRAINER_FORMAT, salma_folder
+from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.processor import PROCESSOR, processor_of
+from salmacli.checkpoints.tokenizers import tokenizer_files
 from salmacli.config.files import safe_name
 from salmacli.errors import UsageError
 
@@ -57,48 +57,89 @@ def save_checkpoint(
         trainer_state: Plain data and tensors; None writes no ``ckpt.pth``.
 
     Raises:
+        CheckpointError: The disk lacks the room.
         TypeError: ``trainer_state`` holds an object that could not be read back safely.
     """
     write_folder(folder, contents_of(model, config=config, step=step), trainer_state)
 
 
-def contents_of(model: nn.Module, *, config: Mapping[str, Any], step: int) -> Contents:
-    """Copy a model's tensors, config and tokenizer to the CPU."""
-    tensors, _ = untied(model)
-    own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+def contents_of(
+    model: nn.Module, *, config: Mapping[str, Any], step: int, provenance: Mapping[str, Any] | None = None
+) -> Contents:
+    """A model's tensors (not copied: they are read when they are written), config and tokenizer."""
     return Contents(
         step=step,
         model=model.config.model_dump(mode="json"),  # type: ignore[union-attr, operator]
         run_config=dict(config),
-        tokenizer=_tokenizer_files(model.tokenizer),
-        tensors=own,
+        tokenizer=tokenizer_files(model.tokenizer),  # type: ignore[arg-type]
+        tensors={
+            name: LazyTensor(tuple(tensor.shape), tensor.dtype, partial(_to_cpu, tensor), name)
+            for name, tensor in untied(model)[0].items()
+        },
+        provenance=provenance or {},
     )
 
 
-def write_folder(folder: Path, contents: Contents, trainer_state: Mapping[str, Any] | None = None) -> None:
+def write_folder(
+    folder: Path,
+    contents: Contents,
+    trainer_state: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
     """Write a checkpoint folder beside its place, sync it to the disk, then rename it.
 
+    Args:
+        folder: An older checkpoint there is replaced.
+        contents: Its tensors are read and written one after the other.
+        trainer_state: See `save_checkpoint`.
+        max_shard_bytes: Larger models are cut into files of at most so many bytes.
+
     Raises:
+        CheckpointError: The disk lacks the room.
         UsageError: What stands in its place is no checkpoint, so replacing it would lose something else.
     """
-    if folder.exists() and (salma_folder(folder) is None or not folder.is_dir()):
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and (salma_folder(folder) is None or not folder.is_dir()):
         raise UsageError(f"{folder} is there and is no SALMA checkpoint", "give another place")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        save_file(dict(contents.tensors), str(part / WEIGHTS), metadata={"format": "pt"})
+    room(folder, _bytes(contents.tensors.values()) + _bytes(_tensors(trainer_state)))
+    with replacing(folder) as part:
+        files = write_shards(part, contents.tensors, max_shard_bytes)
         for name, data in contents.tokenizer.items():
             (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
         if trainer_state is not None:
             _write_trainer_state(part / TRAINER, trainer_state, contents.step)
-        (part / CONFIG).write_text(json.dumps(_header(contents), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.chmod(0o755)
-        for file in part.iterdir():
-            _sync(file)
-        _sync(part)
-        _swap(part, folder)
+        header = {**_header(contents), "weights": WEIGHTS if len(files) == 1 else f"{WEIGHTS}.index.json"}
+        texts = {CONFIG: _json(header), PROCESSOR: _json(processor_of(contents)), CARD: card(contents)}
+        for name, text in texts.items():
+            (part / name).write_text(text, encoding="utf-8")
+
+
+def write_pth(path: Path, contents: Contents) -> None:
+    """Write everything into one ``.pth`` of plain data, atomically.
+
+    PyTorch's format wants all tensors in memory at once.
+
+    Raises:
+        CheckpointError: The disk lacks the room.
+    """
+    room(path, _bytes(contents.tensors.values()))
+    content = {
+        **_header(contents),
+        "tokenizer": {name: data.decode("utf-8") for name, data in contents.tokenizer.items()},
+        "state_dict": {name: read_as_announced(name, tensor) for name, tensor in contents.tensors.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).chmod(0o644)
+        os.replace(part, path)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.unlink(part)
         raise
 
 
@@ -108,10 +149,32 @@ def _header(contents: Contents) -> dict[str, Any]:
         "format": FORMAT,
         "salma": __version__,
         "step": contents.step,
-        "weights": WEIGHTS,
         "model": dict(contents.model),
         "run_config": dict(contents.run_config),
+        "provenance": dict(contents.provenance),
     }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(
+        tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else tensor.bytes for tensor in tensors
+    )
+
+
+def _tensors(part: Any) -> Iterable[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Mapping | list | tuple):
+        for value in part.values() if isinstance(part, Mapping) else part:
+            yield from _tensors(value)
 
 
 def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> None:
@@ -121,33 +184,3 @@ def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> Non
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise TypeError(f"the trainer's state holds more than plain data and tensors: {error}") from error
-
-
-def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
-
-
-def _swap(part: Path, folder: Path) -> None:
-    """Put ``part`` in the place of ``folder``; a folder with content cannot be renamed over."""
-    old: Path | None = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-        os.replace(folder, old / "it")
-    os.replace(part, folder)
-    _sync(folder.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no handle on a folder to sync
-    # Windows syncs only files open for writing.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        with suppress(OSError):  # some network file systems cannot sync folders
-            os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from salmacli.engine.sights import Mode, Shown, question, to_language, to_sam2
 from salmacli.engine.sources import describe
 from salmacli.errors import DataError, UsageError
 from salmacli.models.grounding import Decodable, FrameFeatures, Masks
-from salmacli.models.sa2va import propagate_as_sa2va, rounded_frequencies
+from salmacli.models.sa2va import propagate_as_sa2va
 from salmacli.models.salma import Language, Salma
 
 SCHEMA = 1
@@ -149,9 +148,8 @@ class Predictor:
         asked = [branch(tokenizer, mllm.chat, text, question(self.mode, text), None) for text in texts]
         questions = [torch.from_numpy(one.ids).to(device) for one in asked]
         forced = None if answer is None else [torch.tensor(answer_ids(tokenizer, answer), device=device)] * len(texts)
-        with rounded_frequencies(mllm) if self.mode == "sa2va" else nullcontext():
-            frames = mllm.encode_frames(shown.pixels.to(device))
-            out = mllm.answer(start, frames, questions, MAX_NEW_TOKENS, forced=forced)
+        frames = mllm.encode_frames(shown.pixels.to(device))
+        out = mllm.answer(start, frames, questions, MAX_NEW_TOKENS, forced=forced)
         columns = [torch.from_numpy(np.flatnonzero(one.words)).to(device) for one in asked]
         padded = nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
         rows = torch.arange(len(texts), device=device).unsqueeze(1)

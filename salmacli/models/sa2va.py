@@ -1,44 +1,20 @@
-"""What the released Sa2VA computes differently: its LLM's rounded rotary frequencies, and its use of SAM 2's memory.
+"""SAM 2's memory as the released Sa2VA uses it.
 
-The memory differs from the `sam2` package's own tracking: mask logits are never replaced where the object seems absent,
+It differs from the `sam2` package's own tracking: mask logits are never replaced where the object seems absent,
 the logits themselves (not a binarised mask) of the language-prompted frames enter the memory, memories are rounded to
 bfloat16, and every prompted frame stays in memory. Facts from bytedance/Sa2VA, checked on its outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding, Masks
-
-
-@contextmanager
-def rounded_frequencies(language_model: nn.Module) -> Iterator[None]:
-    """Round the rotary frequencies to bfloat16 for a while.
-
-    The released code moves its whole model to bfloat16 once, buffers included, and so lost these digits for good. At
-    position 1,350 they are a large part of a turn: without them the state at `[SEG]` differs in the fourth digit.
-    """
-    kept = [
-        (module, name, buffer)
-        for module in language_model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name.endswith("inv_freq")
-    ]
-    try:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer.to(torch.bfloat16).to(buffer.dtype))
-        yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
 
 
 def propagate_as_sa2va(grounding: Grounding, features: FrameFeatures, given: list[Masks]) -> Tensor:

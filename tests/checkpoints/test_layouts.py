@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from salmacli.checkpoints.layouts import Layout, detect, name_layout
+from salmacli.checkpoints.layouts import ADAPTER_FORMAT, Layout, bare, detect, name_layout
 from salmacli.checkpoints.load import load_checkpoint
 from salmacli.errors import CheckpointError
 
@@ -27,6 +27,7 @@ NAMES = {
         "language_model.lm_head.weight",
     ],
     Layout.INTERNVL_NATIVE: ["model.vision_tower.encoder.layer.0.attention.q_proj.weight", "lm_head.weight"],
+    Layout.QWEN_VL: ["model.visual.blocks.0.attn.qkv.weight", "model.language_model.layers.0.input_layernorm.weight"],
     Layout.SAM2: ["image_encoder.trunk.pos_embed", "sam_mask_decoder.iou_token.weight", "maskmem_tpos_enc"],
     Layout.UNKNOWN: ["encoder.weight", "decoder.weight"],
 }
@@ -35,6 +36,17 @@ NAMES = {
 @pytest.mark.parametrize("layout", NAMES)
 def test_layouts_are_known_by_their_names(layout: Layout) -> None:
     assert name_layout(NAMES[layout]) is layout
+
+
+def test_layouts_are_known_whatever_wrapped_the_model() -> None:
+    for layout, names in NAMES.items():
+        for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+            assert name_layout([prefix + name for name in names]) is layout
+    assert bare("module._orig_mod.a.module.b._orig_mod.c") == "a.module.b.c"
+
+
+def test_qwen_files_of_before_transformers_5_lack_a_prefix() -> None:
+    assert name_layout(["visual.blocks.0.attn.qkv.weight", "model.layers.0.mlp.up_proj.weight"]) is Layout.QWEN_VL
 
 
 def test_native_files_of_before_transformers_5_lack_a_prefix() -> None:
@@ -55,18 +67,26 @@ def test_files_of_other_models_say_what_they_are(tmp_path: Path, layout: Layout,
         load_checkpoint(path)
 
 
-def test_folders_of_sharded_files(tmp_path: Path) -> None:
-    names = dict.fromkeys(NAMES[Layout.INTERNVL], "model-00001-of-00002.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_folders_of_sharded_files(tmp_path: Path, kind: str) -> None:
+    stem = "model" if kind == "safetensors" else "pytorch_model"
+    names = dict.fromkeys(NAMES[Layout.INTERNVL], f"{stem}-00001-of-00002.{kind}")
+    (tmp_path / f"{stem}.{kind}.index.json").write_text(json.dumps({"weight_map": names}))
     (tmp_path / "config.json").write_text("{}")
     assert detect(tmp_path) is Layout.INTERNVL
 
 
-def test_deepspeed_folders(tmp_path: Path) -> None:
-    folder = tmp_path / "iter_100.pth"
-    folder.mkdir()
-    (folder / "mp_rank_00_model_states.pt").touch()
-    assert detect(folder) is Layout.DEEPSPEED
+def test_folders_that_hold_a_model_in_two_forms(tmp_path: Path) -> None:
+    save_file({"vision_encoder.backbone.pos_embed": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert detect(tmp_path) is Layout.UNKNOWN
+    torch.save({"model": {name: torch.zeros(1) for name in NAMES[Layout.SAM2]}}, tmp_path / "sam2_hiera_large.pt")
+    assert detect(tmp_path) is Layout.SAM2
+
+
+def test_adapter_folders(tmp_path: Path) -> None:
+    save_file({"base_model.model.model.layers.0.lora_A.weight": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"format": ADAPTER_FORMAT}))
+    assert detect(tmp_path) is detect(tmp_path / "adapter_model.safetensors") is Layout.SALMA_ADAPTER
 
 
 def test_salma_checkpoints(run_checkpoint: Path) -> None:

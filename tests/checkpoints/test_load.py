@@ -3,16 +3,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salmacli.checkpoints.export import export
-from salmacli.checkpoints.load import load_checkpoint, load_trainer_state
+from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.load import build_model, fill, load_checkpoint, load_trainer_state, read_contents
+from salmacli.checkpoints.save import save_checkpoint, write_folder, write_pth
 from salmacli.config.files import sha256
+from salmacli.config.loading import load_config
 from salmacli.errors import CheckpointError
+from salmacli.models.salma import Salma
 
 
 class Code:
@@ -47,11 +52,92 @@ def test_every_way_to_name_it_gives_the_same_model(run_checkpoint: Path, tiny_mo
 
 
 def test_one_pth_gives_the_same_model(run_checkpoint: Path, tiny_model, tmp_path: Path) -> None:
-    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    write_pth(tmp_path / "one.pth", read_contents(run_checkpoint)[2])
     model, info = load_checkpoint(tmp_path / "one.pth")
     assert info.step == 7
     assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
     assert model.tokenizer.get_vocab() == tiny_model.tokenizer.get_vocab()
+
+
+def test_a_folder_of_an_earlier_version(run_checkpoint: Path, tiny_model) -> None:
+    """It had one weights file, the tokenizer, and no provenance, model card or processor."""
+    header = json.loads((run_checkpoint / "config.json").read_text())
+    del header["provenance"]
+    (run_checkpoint / "config.json").write_text(json.dumps(header))
+    (run_checkpoint / "README.md").unlink()
+    (run_checkpoint / "processor_config.json").unlink()
+    model, info = load_checkpoint(run_checkpoint)
+    assert info.provenance == {}
+    assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
+
+
+def test_the_type_is_the_one_asked_for(run_checkpoint: Path, tiny_model) -> None:
+    model, _ = load_checkpoint(run_checkpoint, dtype=torch.bfloat16)
+    ours, theirs = tiny_model.state_dict(), model.state_dict()
+    for name, tensor in theirs.items():
+        wanted = torch.bfloat16 if ours[name].is_floating_point() else ours[name].dtype
+        assert tensor.dtype is wanted and torch.equal(tensor, ours[name].to(wanted))
+    # Tables that no file holds stay as exact as the model computes them.
+    computed = {name: one for name, one in tiny_model.named_buffers() if name not in ours}
+    assert computed and all(torch.equal(dict(model.named_buffers())[name], one) for name, one in computed.items())
+
+
+def test_one_tensor_at_a_time_is_in_memory(run_checkpoint: Path) -> None:
+    place, _, contents = read_contents(run_checkpoint)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(lazy: LazyTensor) -> LazyTensor:
+        def read() -> torch.Tensor:
+            assert not any(one() is not None for one in alive)
+            tensor = lazy.read().clone()
+            alive.append(weakref.ref(tensor))
+            return tensor
+
+        return replace(lazy, read=read)
+
+    model = build_model(contents, place)
+    fill(model, {name: watched(lazy) for name, lazy in contents.tensors.items()}, place)
+    assert len(alive) == len(contents.tensors)
+
+
+def test_a_model_is_its_own_once_it_is_loaded(run_checkpoint: Path, tiny_model) -> None:
+    model, _ = load_checkpoint(run_checkpoint)
+    weights = run_checkpoint / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(bytes(weights.stat().st_size // 2))
+    assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
+
+
+def test_tied_tensors_stay_one(tmp_path: Path) -> None:
+    config = load_config("tiny", []).model
+    native = {**config.mllm.native, "tie_word_embeddings": True}
+    tied = config.model_copy(update={"mllm": config.mllm.model_copy(update={"native": native})})
+    save_checkpoint(tmp_path / "tied", Salma.build(tied, ["the red circle"]), config={}, step=0)
+    head = "mllm.model.lm_head.weight"
+    assert head not in load_file(tmp_path / "tied" / "model.safetensors")
+    model, _ = load_checkpoint(tmp_path / "tied", dtype=torch.bfloat16)
+    assert model.mllm.model.lm_head.weight is model.mllm.model.get_input_embeddings().weight
+    _rewrite(tmp_path / "tied", lambda tensors: tensors.update({head: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"ties .*lm_head\.weight to .* but they differ"):
+        load_checkpoint(tmp_path / "tied")
+
+
+def test_shards(run_checkpoint: Path, tiny_model, tmp_path: Path) -> None:
+    write_folder(tmp_path / "cut", read_contents(run_checkpoint)[2], max_shard_bytes=4_000_000)
+    parts = sorted(tmp_path.glob("cut/model-*-of-*.safetensors"))
+    assert len(parts) > 2
+    for path in (tmp_path / "cut", parts[1], tmp_path / "cut" / "model.safetensors.index.json"):
+        model, info = load_checkpoint(path)
+        assert info.path == tmp_path / "cut"
+        assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
+    before = info.record()["sha256"]
+    changed = load_file(parts[1])
+    save_file({name: tensor + 1 for name, tensor in changed.items()}, parts[1])
+    assert info.record()["sha256"] != before
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks the shard {parts[1].name}"):
+        load_checkpoint(tmp_path / "cut")
 
 
 def test_the_record_names_the_weights_by_hash(run_checkpoint: Path) -> None:
@@ -80,9 +166,9 @@ def test_keys_that_do_not_fit_are_all_told_in_one_line(run_checkpoint: Path) -> 
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(run_checkpoint)
     text = str(caught.value)
-    assert "1 tensor missing (cma.gamma)" in text
-    assert "1 tensor unexpected (cma.delta)" in text
-    assert "1 tensor of another shape (text_hidden_fcs.0.bias (3,) for (128,))" in text
+    assert "lacks 1 tensor (cma.gamma)" in text
+    assert "no place for 1 tensor (cma.delta)" in text
+    assert "1 tensor (text_hidden_fcs.0.bias (3,) for (128,))" in text
 
 
 def test_many_faults_are_counted_and_the_first_few_named(run_checkpoint: Path) -> None:
@@ -90,7 +176,7 @@ def test_many_faults_are_counted_and_the_first_few_named(run_checkpoint: Path) -
         run_checkpoint,
         lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("cma.")],
     )
-    with pytest.raises(CheckpointError, match=r"13 tensors missing \(cma\.\S+, cma\.\S+, cma\.\S+, cma\.\S+, …\)"):
+    with pytest.raises(CheckpointError, match=r"lacks 13 tensors \(cma\.\S+, cma\.\S+, cma\.\S+, cma\.\S+, …\)"):
         load_checkpoint(run_checkpoint)
 
 
@@ -125,7 +211,7 @@ def test_cut_off_weights(run_checkpoint: Path, size: int) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
 def test_a_cut_off_pth(run_checkpoint: Path, tmp_path: Path, share: float) -> None:
-    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    write_pth(tmp_path / "one.pth", read_contents(run_checkpoint)[2])
     content = (tmp_path / "one.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=r"cut\.pth is (cut off|empty)"):
@@ -160,8 +246,8 @@ def test_a_lonely_trainer_state_says_what_it_lacks(run_checkpoint: Path, tmp_pat
 @pytest.mark.parametrize(
     "content",
     [
-        {"state_dict": [1]},
-        {"state_dict": {"a": 1}},
+        {"state_dict": [1], "tokenizer": {}},
+        {"state_dict": {"a": 1}, "tokenizer": {}},
         {"state_dict": {}, "tokenizer": {"../x": 1}},
         {"state_dict": {}, "tokenizer": None},
     ],
@@ -169,14 +255,14 @@ def test_a_lonely_trainer_state_says_what_it_lacks(run_checkpoint: Path, tmp_pat
 def test_a_pth_of_wrong_parts(tmp_path: Path, content: dict[str, object]) -> None:
     header = {"format": "salma", "schema": 1, "step": 1, "model": {}, "run_config": {}}
     torch.save({**header, **content}, tmp_path / "one.pth")
-    with pytest.raises(CheckpointError, match="is not a mapping"):
+    with pytest.raises(CheckpointError, match=r"is not a mapping|instead of named tensors|not a tensor"):
         load_checkpoint(tmp_path / "one.pth")
 
 
 def test_tokenizer_files_cannot_leave_their_folder(run_checkpoint: Path, tmp_path: Path) -> None:
     from salmacli.errors import DataError
 
-    export(run_checkpoint, "pth", tmp_path / "one.pth")
+    write_pth(tmp_path / "one.pth", read_contents(run_checkpoint)[2])
     content = torch.load(tmp_path / "one.pth", weights_only=True)
     content["tokenizer"]["../outside"] = "x"
     torch.save(content, tmp_path / "one.pth")

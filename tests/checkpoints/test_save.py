@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from salmacli.checkpoints import save
-from salmacli.checkpoints.contents import fingerprint_of, untied
-from salmacli.checkpoints.save import save_checkpoint
-from salmacli.errors import UsageError
+from salmacli.checkpoints import disk
+from salmacli.checkpoints.card import card
+from salmacli.checkpoints.contents import fingerprint_of
+from salmacli.checkpoints.empty import untied
+from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.load import read_contents
+from salmacli.checkpoints.save import contents_of, save_checkpoint, write_folder, write_pth
+from salmacli.errors import CheckpointError, UsageError
 
 
 class Tied(torch.nn.Module):
@@ -24,6 +31,10 @@ class Tied(torch.nn.Module):
         both = torch.arange(6.0)
         self.register_buffer("first", both[:3])
         self.register_buffer("second", both[3:])
+
+
+def _print(tensors: dict[str, torch.Tensor]) -> str:
+    return fingerprint_of({name: LazyTensor.of(tensor) for name, tensor in tensors.items()})
 
 
 def _names(folder: Path) -> list[str]:
@@ -75,7 +86,7 @@ def test_a_crash_leaves_the_old_checkpoint_and_no_litter(
     def crash(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(save, "_sync", crash)
+    monkeypatch.setattr(disk, "sync", crash)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(run_checkpoint, tiny_model, config={}, step=8)
     assert (run_checkpoint / "config.json").read_text() == before
@@ -106,7 +117,7 @@ def test_tied_tensors_are_written_once_and_views_are_not_taken_for_them(tmp_path
 
 def test_weights_are_those_of_the_model(run_checkpoint: Path, tiny_model) -> None:
     written = load_file(run_checkpoint / "model.safetensors")
-    assert fingerprint_of(written) == fingerprint_of(untied(tiny_model)[0])
+    assert _print(written) == fingerprint_of(contents_of(tiny_model, config={}, step=0).tensors)
 
 
 def test_the_fingerprint_sees_names_types_shapes_and_bytes() -> None:
@@ -118,9 +129,74 @@ def test_the_fingerprint_sees_names_types_shapes_and_bytes() -> None:
         {"a": torch.tensor([0.0, 1, 2, 3, 4, 5.000001])},
         {"a": torch.arange(6.0), "b": torch.zeros(0)},
     ]
-    prints = {fingerprint_of(tensors) for tensors in [base, *others]}
-    assert len(prints) == 6
-    assert fingerprint_of({"a": torch.arange(6.0), "b": torch.ones(())}) == fingerprint_of(
+    assert len({_print(tensors) for tensors in [base, *others]}) == 6
+    assert _print({"a": torch.arange(6.0), "b": torch.ones(())}) == _print(
         {"b": torch.ones(()), "a": torch.arange(12.0)[:6]}
     )
-    assert fingerprint_of({"a": torch.ones(2, dtype=torch.bfloat16)})
+    assert _print({"a": torch.ones(2, dtype=torch.bfloat16)})
+
+
+@pytest.mark.parametrize("write", [write_folder, write_pth])
+def test_no_room_leaves_no_trace(write, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(CheckpointError, match=r"needs 0\.\d\d GB and its disk has 0\.00 GB left; make room"):
+        write(tmp_path / "model", contents_of(tiny_model, config={}, step=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_may_be_filled(tiny_model, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_checkpoint(tmp_path / "model", tiny_model, config={}, step=1)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_equal_models_give_equal_files(tiny_model, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_checkpoint(tmp_path / name, tiny_model, config={"seed": 0}, step=1)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_what_frames_must_look_like_lies_beside_the_weights(run_checkpoint: Path, tiny_model) -> None:
+    processor = json.loads((run_checkpoint / "processor_config.json").read_text())
+    height, width = tiny_model.mllm.frame_size
+    side = tiny_model.config.sam2.image_size
+    assert processor["mllm"]["size"] == {"height": height, "width": width}
+    assert processor["mllm"]["image_mean"] == [0.485, 0.456, 0.406]
+    assert processor["sam2"]["size"] == {"height": side, "width": side}
+
+
+def test_the_card_says_what_it_is_and_where_it_comes_from(run_checkpoint: Path, tiny_model) -> None:
+    def parts(text: str) -> tuple[dict[str, object], str]:
+        _, metadata, body = text.split("---\n", 2)
+        return yaml.safe_load(metadata), body
+
+    metadata, body = parts((run_checkpoint / "README.md").read_text())
+    parameters = sum(tensor.numel() for tensor in untied(tiny_model)[0].values())
+    assert metadata["library_name"] == "salma" and "base_model" not in metadata
+    assert f"{parameters:,} (float32" in body and "trained by `salma train`" in body
+    contents = contents_of(tiny_model, config={}, step=0)
+    contents = replace(
+        contents,
+        model={**contents.model, "sam2": {**contents.model["sam2"], "base": "facebook/sam2-hiera-large"}},
+        provenance={
+            "sources": [{"name": "org/model", "layout": "sa2va", "files": {"model.safetensors": "ab12"}}],
+            "trained": {"name": "iter_9.pth", "layout": "training_v2", "files": {"iter_9.pth": "cd34"}},
+            "notes": ["a note"],
+        },
+    )
+    metadata, body = parts(card(contents))
+    assert metadata["base_model"] == ["facebook/sam2-hiera-large"]
+    for said in ("`org/model`", "ab12", "`iter_9.pth`", "cd34", "a note"):
+        assert said in body
+
+
+def test_provenance_is_kept(tiny_model, tmp_path: Path) -> None:
+    contents = contents_of(tiny_model, config={}, step=3, provenance={"sources": [], "notes": ["x"]})
+    write_folder(tmp_path / "folder", contents)
+    write_pth(tmp_path / "one.pth", contents)
+    for path in (tmp_path / "folder", tmp_path / "one.pth"):
+        found = read_contents(path)[2]
+        assert found.provenance == {"sources": [], "notes": ["x"]}
+        assert found.tokenizer == contents.tokenizer
+        assert fingerprint_of(found.tensors) == fingerprint_of(contents.tensors)

@@ -15,7 +15,6 @@ from salmacli.data.synthetic import open_synthetic
 from salmacli.engine.predictor import Predictor, predict_benchmark, resized
 from salmacli.engine.sights import to_language
 from salmacli.errors import DataError, UsageError
-from salmacli.models.sa2va import rounded_frequencies
 
 CHECKPOINT = {"path": "none", "step": 0, "sha256": "0"}
 
@@ -168,15 +167,6 @@ def test_a_still_picture_is_shown_in_tiles_and_a_video_of_one_frame_is_not(tiny_
 def test_half_precision_is_refused(tiny_model):
     with pytest.raises(UsageError, match="bfloat16"):
         Predictor(deepcopy(tiny_model).to(torch.bfloat16), "frames")
-
-
-def test_rounded_frequencies_come_back(tiny_model):
-    rotary = tiny_model.mllm.model.model.language_model.rotary_emb
-    before = rotary.inv_freq.clone()
-    with rounded_frequencies(tiny_model.mllm):
-        assert not torch.equal(rotary.inv_freq, before)
-        assert torch.equal(rotary.inv_freq, before.bfloat16().float())
-    assert torch.equal(rotary.inv_freq, before)
 
 
 def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):

@@ -300,3 +300,12 @@ def test_every_family_is_built_from_scratch_with_a_tokenizer_of_its_own(kind):
     native["text_config"].pop("vocab_size", None)
     model = Salma.build(config.model_copy(update={"mllm": MllmConfig(native=native, vocabulary=600)}), TEXTS)
     assert model.tokenizer.convert_tokens_to_ids(model.mllm.chat.image_context) == model.mllm.image_id
+
+
+def test_rotary_frequencies_are_rounded_where_the_config_says_so(tokenizer):
+    plain, rounded = (
+        build_mllm(MllmConfig(native=NATIVE["InternVL 2.5 and 3"], rounded_rotary=flag), tokenizer)
+        for flag in (False, True)
+    )
+    exact, coarse = (one.model.model.language_model.rotary_emb.inv_freq for one in (plain, rounded))
+    assert torch.equal(coarse, exact.bfloat16().float()) and not torch.equal(coarse, exact)

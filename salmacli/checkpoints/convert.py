@@ -1,0 +1,236 @@
+"""Any layout → SALMA, a released Sa2VA, one ``.pth`` or an adapter; compared with the base, and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from salmacli.checkpoints.adapters import contents_of_adapter, write_adapter
+from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
+from salmacli.checkpoints.comparison import Difference, ModuleRow, difference, key_report
+from salmacli.checkpoints.contents import Contents, digest, fingerprint_of
+from salmacli.checkpoints.disk import replacing, room
+from salmacli.checkpoints.files import read_as_announced, write_shards
+from salmacli.checkpoints.layouts import Layout, detect
+from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.load import read_contents
+from salmacli.checkpoints.sa2va import sa2va_folder
+from salmacli.checkpoints.save import write_folder, write_pth
+from salmacli.checkpoints.sources import open_source
+from salmacli.checkpoints.training_files import VOCABULARY, check_base
+from salmacli.config.files import safe_name, sha256
+from salmacli.errors import CheckpointError, UsageError
+
+Form = Literal["folder", "pth", "sa2va", "adapter"]
+
+_REPLACEABLE: dict[Form, tuple[Layout, ...]] = {
+    "folder": (Layout.SALMA_FOLDER,),
+    "pth": (Layout.SALMA_PTH,),
+    "sa2va": (Layout.SA2VA,),
+    "adapter": (Layout.SALMA_ADAPTER,),
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion found and made.
+
+    Attributes:
+        source: the folder or file that was read.
+        layout: its layout.
+        out: what was (or, in a dry run, would be) written.
+        step: optimiser steps that led to the model, 0 where nobody says.
+        fingerprint: SHA-256 over names and bytes of the tensors, the same before and after and in every form.
+        modules: the report.
+        notes: what the user should know.
+        provenance: the model's: ``sources`` (or bases) and, for a training, what was ``trained``, each with the SHA-256
+            of its files, and ``lora``.
+        hashes: name of each written file with weights → its SHA-256; empty in a dry run.
+        verified: read back and found identical; False in a dry run.
+    """
+
+    source: Path
+    layout: Layout
+    out: Path
+    step: int
+    fingerprint: str
+    modules: list[ModuleRow]
+    notes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    verified: bool
+
+
+def convert(
+    file: Path,
+    recipe: Recipe | None = None,
+    to: Form = "folder",
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Conversion:
+    """Convert a model or a training file, and compare the result with its base and with what came onto the disk.
+
+    Args:
+        file: of any layout that `layouts.detect` knows.
+        recipe: what the file alone does not say.
+        to: the form of the result.
+        out: its place; by default beside the file.
+        force: replace a result of the same form.
+        dry_run: do everything but write.
+
+    Raises:
+        CheckpointError: something is missing, broken, unsafe, left over, of another model or base; a training changed
+            nothing; or what was written came back changed.
+        UsageError: the file needs a base or α, the form does not suit it, or ``out`` is taken.
+    """
+    recipe = recipe or Recipe()
+    made = assemble(file, recipe)
+    _check_form(made, recipe, to)
+    out = default_out(made.source, made.contents.step, to) if out is None else out
+    _check_out(out, made.source, to, force)
+    contents = made.contents
+    found, differences = _examine(made)
+    _check_change(made, differences)
+    hashes = {} if dry_run else _write(made, to, out, found)
+    return Conversion(
+        source=made.source,
+        layout=made.layout,
+        out=out,
+        step=contents.step,
+        fingerprint=found,
+        modules=key_report(contents.tensors, made.base, differences),
+        notes=made.notes,
+        provenance=contents.provenance,
+        hashes=hashes,
+        verified=not dry_run,
+    )
+
+
+def default_out(source: Path, step: int, to: Form) -> Path:
+    """``<run>-step-<N>-salma`` beside a run's checkpoint, ``<name>-salma`` beside others; or the form's own ending."""
+    if source.parent.name == "checkpoints":
+        stem = f"{source.resolve().parent.parent.name}-step-{step}"
+    else:
+        name = source.resolve().name
+        stem = (name if source.is_dir() else source.stem).removesuffix("-salma")
+    ending = {"folder": "-salma", "pth": "-salma.pth", "sa2va": "-sa2va", "adapter": "-adapter"}[to]
+    return source.parent / f"{stem}{ending}"
+
+
+def _check_form(made: Assembled, recipe: Recipe, to: Form) -> None:
+    if to == "adapter" and (made.training is None or made.lora is None):
+        raise UsageError(f"{made.source} is a {made.layout.value} and holds no LoRA", "convert it without --adapter")
+    if to == "adapter" and recipe.dtype is not None:
+        raise UsageError("an adapter keeps the types that it was trained in", "leave --dtype out")
+    if to == "sa2va" and made.contents.model["cma"]["enabled"]:
+        raise UsageError("a released Sa2VA has no place for the cross-modal attention", "convert to SALMA's folder")
+
+
+def _check_out(out: Path, source: Path, to: Form, force: bool) -> None:
+    if out.resolve() == source.resolve():
+        raise UsageError(f"{out} is the checkpoint itself", "give another place with --out")
+    if not out.exists() or (to != "pth" and out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        raise UsageError(f"{out} is there already", "give another place with --out, or --force to replace it")
+    if out.is_dir() != (to != "pth"):
+        kind = "folder" if out.is_dir() else "file"
+        raise UsageError(f"{out} is a {kind} and --force replaces only like by like", "give another place with --out")
+    try:
+        there = detect(out)
+    except CheckpointError:
+        there = Layout.UNKNOWN
+    if there not in _REPLACEABLE[to]:
+        raise UsageError(
+            f"{out} is no {_REPLACEABLE[to][0].value} and --force replaces only like by like",
+            "give another place with --out",
+        )
+
+
+def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
+    """Read every tensor once: the fingerprint, and how far each is from the base's."""
+    hasher, differences = hashlib.sha256(), {}
+    for name in sorted(made.contents.tensors):
+        lazy = made.contents.tensors[name]
+        tensor = read_as_announced(name, lazy)
+        digest(hasher, name, tensor)
+        old = None if made.base is None else made.base.get(name)
+        if old is None or old is lazy:
+            continue
+        if old.shape != lazy.shape and not (name in VOCABULARY and old.shape[1:] == lazy.shape[1:]):
+            raise CheckpointError(
+                f"{made.source}: {name} is {lazy.shape}, in the base {old.shape}", "it is another model's base"
+            )
+        differences[name] = difference(old.read(), tensor)
+        if not math.isfinite(differences[name].relative):
+            raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", "the training has diverged")
+    return hasher.hexdigest(), differences
+
+
+def _check_change(made: Assembled, differences: Mapping[str, Difference]) -> None:
+    if made.base is None:
+        return
+    if made.training is not None:
+        check_base(made.training, made.base, differences, str(made.source))
+    changed = any(found.changed for found in differences.values())
+    if not changed and not made.contents.tensors.keys() - made.base.keys():
+        told = " + ".join(part.name for part in made.parts)
+        raise CheckpointError(
+            f"{made.source} changes nothing: all {len(made.contents.tensors)} tensors are those of {told}",
+            "name the file that was trained",
+        )
+
+
+def _write(made: Assembled, to: Form, out: Path, found: str) -> dict[str, str]:
+    contents = made.contents
+    room(out, sum(tensor.bytes for tensor in contents.tensors.values()) if to != "adapter" else _adapter_bytes(made))
+    if to == "folder":
+        write_folder(out, contents)
+    elif to == "pth":
+        write_pth(out, contents)
+    elif to == "sa2va":
+        _write_sa2va(out, contents)
+    else:
+        assert made.training is not None and made.lora is not None
+        write_adapter(out, contents, made.training, made.lora, made.parts)
+    _verify(out, to, contents, found)
+    weights = sorted(out.glob("*.safetensors")) if out.is_dir() else [out]
+    return {file.name: sha256(file) for file in weights}
+
+
+def _write_sa2va(folder: Path, contents: Contents) -> None:
+    config, tensors, tokenizer = sa2va_folder(contents)
+    with replacing(folder) as part:
+        write_shards(part, tensors)
+        for name, data in tokenizer.items():
+            (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
+        (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _verify(out: Path, to: Form, contents: Contents, found: str) -> None:
+    back: Mapping[str, LazyTensor]
+    if to == "sa2va":
+        back = open_source(out).tensors
+    elif to == "adapter":
+        back = contents_of_adapter(out).tensors
+    else:
+        read = read_contents(out)[2]
+        back = read.tensors
+        for part in ("step", "model", "run_config", "tokenizer", "provenance"):
+            if getattr(read, part) != getattr(contents, part):
+                raise CheckpointError(f"{out}: its {part} came back changed", "check the disk and convert again")
+    if fingerprint_of(back) != found:
+        raise CheckpointError(f"{out} came back changed from the disk", "check the disk and convert again")
+
+
+def _adapter_bytes(made: Assembled) -> int:
+    assert made.training is not None
+    pairs = made.training.pairs.values()
+    return sum(one.bytes for one in made.training.tensors.values()) + sum(p.up.bytes + p.down.bytes for p in pairs)

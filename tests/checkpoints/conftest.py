@@ -1,0 +1,74 @@
+"""Tiny files in the exact layouts that users bring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Training = Callable[..., dict[str, Any]]
+ALPHA, RANK = 8.0, 4
+_LINEAR = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released Sa2VA in bf16. Shared: copy what you change."""
+    from salmacli.checkpoints.files import write_shards
+    from salmacli.checkpoints.lazy import LazyTensor
+    from salmacli.checkpoints.sa2va import sa2va_folder
+    from salmacli.checkpoints.save import contents_of
+    from salmacli.config.loading import load_config
+    from salmacli.models.salma import Salma
+
+    torch.manual_seed(1)
+    sizes = ["model.inference_mode=sa2va", "model.mask_token=best-of-three", "model.clip_frames=5"]
+    config = load_config("tiny", [*sizes, "model.sam2.embed_dim=16", "model.sam2.width=64"]).model
+    model = Salma.build(config, ["the red circle"]).to(torch.bfloat16)
+    folder = tmp_path_factory.mktemp("released") / "Sa2VA-tiny"
+    folder.mkdir()
+    header, tensors, tokenizer = sa2va_folder(contents_of(model, config={}, step=0))
+    write_shards(folder, {name: LazyTensor.of(tensor.read()) for name, tensor in tensors.items()})
+    (folder / "config.json").write_text(json.dumps(header))
+    for name, data in tokenizer.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def training(released: Path) -> Training:
+    """A function that gives what a training file on top of `released` holds."""
+    base = load_file(released / "model.safetensors")
+
+    def content(version: str = "v2", seed: int = 0, rank: int = RANK, noise: float = 0.1) -> dict[str, Any]:
+        random = torch.Generator().manual_seed(seed)
+
+        def moved(tensor: Tensor) -> Tensor:
+            scale = noise * (tensor.float().std(correction=0) + 0.01)
+            return tensor.float() + scale * torch.randn(tensor.shape, generator=random)
+
+        found: dict[str, Tensor] = {}
+        saved = ".modules_to_save.default" if version == "v2" else ""
+        for name, tensor in base.items():
+            module, _, kind = name.rpartition(".")
+            if module.startswith("language_model.") and module.endswith(_LINEAR) and kind == "weight":
+                place = f"mllm.model.language_model.base_model.model.{module.removeprefix('language_model.')}"
+                up, down = (len(tensor), rank), (rank, tensor.shape[1])
+                found[f"{place}.lora_A.default.weight"] = 0.05 * torch.randn(down, generator=random)
+                found[f"{place}.lora_B.default.weight"] = noise * torch.randn(up, generator=random)
+            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                place = f"mllm.model.language_model.base_model.model.{module.removeprefix('language_model.')}"
+                found[f"{place}{saved}.weight"] = moved(tensor)
+            elif name.startswith("mlp1."):
+                found[f"mllm.model.{name}"] = moved(tensor)
+            elif name.startswith(("grounding_encoder.sam2_model.sam_mask_decoder.", "text_hidden_fcs.")):
+                found[name] = moved(tensor)
+        return {"state_dict": found, "meta": {"epoch": 1, "iter": 120}, "param_schedulers": []}
+
+    return content

@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from salmacli.checkpoints import convert as convert_module
+from salmacli.checkpoints.assemble import Recipe
+from salmacli.checkpoints.convert import Conversion, convert, default_out
+from salmacli.checkpoints.layouts import Layout
+from salmacli.checkpoints.load import load_checkpoint, read_contents
+from salmacli.checkpoints.sources import open_source
+from salmacli.cli import main
+from salmacli.config.files import sha256
+from salmacli.errors import CheckpointError, UsageError
+
+LLM, DECODER = "mllm.model.model.language_model", "grounding.sam_mask_decoder"
+PEFT = "mllm.model.language_model.base_model.model."
+FILE_DECODER = "grounding_encoder.sam2_model.sam_mask_decoder."
+
+
+@pytest.fixture
+def file(training, tmp_path: Path) -> Path:
+    """A training file."""
+    return _saved(training(), tmp_path / "iter_120.pth")
+
+
+def _saved(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def _rows(made: Conversion) -> dict[str, Any]:
+    return {row.module: row for row in made.modules}
+
+
+def _merge(file: Path, base: Path, out: Path, **options: Any) -> Conversion:
+    return convert(file, Recipe((base,), 8.0), out=out, **options)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {name: lazy.read() for name, lazy in read_contents(path)[2].tensors.items()}
+
+
+# SALMA's own checkpoints.
+
+
+def test_there_and_back_changes_nothing(run_checkpoint: Path, tmp_path: Path) -> None:
+    one = convert(run_checkpoint / "ckpt.pth", to="pth", out=tmp_path / "one.pth")
+    back = convert(tmp_path / "one.pth", out=tmp_path / "back")
+    assert (one.layout, back.layout) == (Layout.SALMA_FOLDER, Layout.SALMA_PTH)
+    assert one.fingerprint == back.fingerprint
+    assert one.verified and back.verified
+    assert one.step == back.step == 7
+    kept = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    assert all((tmp_path / "back" / name).read_bytes() == (run_checkpoint / name).read_bytes() for name in kept)
+    assert not (tmp_path / "back" / "ckpt.pth").exists()
+
+
+def test_results_lie_beside_the_checkpoint(run_checkpoint: Path) -> None:
+    assert convert(run_checkpoint).out == run_checkpoint.parent / "first-step-7-salma"
+    assert default_out(run_checkpoint, 7, "pth").name == "first-step-7-salma.pth"
+    assert default_out(Path("models/big.pth"), 7, "folder") == Path("models/big-salma")
+    assert default_out(Path("models/big-salma.pth"), 7, "folder") == Path("models/big-salma")
+    assert default_out(Path("models/big.pth"), 0, "adapter") == Path("models/big-adapter")
+
+
+def test_what_is_there_stays_unless_forced(run_checkpoint: Path) -> None:
+    made = convert(run_checkpoint).out
+    with pytest.raises(UsageError, match="--force"):
+        convert(run_checkpoint)
+    assert convert(run_checkpoint, force=True).out == made
+    with pytest.raises(UsageError, match="is the checkpoint itself"):
+        convert(run_checkpoint, out=run_checkpoint, force=True)
+    with pytest.raises(UsageError, match="is a folder"):
+        convert(run_checkpoint, to="pth", out=made, force=True)
+
+
+def test_force_never_wipes_another_folder(run_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(UsageError, match="is no SALMA checkpoint folder"):
+        convert(run_checkpoint, out=tmp_path / "mine", force=True)
+    assert (tmp_path / "mine" / "file").exists()
+
+
+def test_a_dry_run_reports_and_writes_nothing(run_checkpoint: Path, released: Path, file: Path, tmp_path: Path) -> None:
+    made = convert(run_checkpoint, dry_run=True)
+    assert not made.verified and not made.hashes
+    assert made.modules
+    assert [entry.name for entry in run_checkpoint.parent.iterdir()] == ["step-7"]
+    before = sorted(tmp_path.iterdir())
+    assert _rows(_merge(file, released, tmp_path / "out", dry_run=True))[LLM].changed == 15
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_checkpoint_that_fits_no_model_is_not_converted(run_checkpoint: Path) -> None:
+    tensors = load_file(run_checkpoint / "model.safetensors")
+    tensors.pop("cma.gamma")
+    save_file(tensors, run_checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"cma\.gamma"):
+        convert(run_checkpoint)
+    assert [entry.name for entry in run_checkpoint.parent.iterdir()] == ["step-7"]
+
+
+def test_a_result_that_comes_back_changed_is_noticed(
+    run_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write = convert_module.write_folder
+
+    def flip(folder: Path, contents) -> None:
+        write(folder, contents)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["cma.gamma"] += 1
+        save_file(tensors, folder / "model.safetensors")
+
+    monkeypatch.setattr(convert_module, "write_folder", flip)
+    with pytest.raises(CheckpointError, match="came back changed"):
+        convert(run_checkpoint, out=tmp_path / "out")
+
+
+# Released models.
+
+
+def test_a_released_model_and_back_is_the_identity(released: Path, tmp_path: Path) -> None:
+    first = convert(released, out=tmp_path / "salma")
+    back = convert(first.out, to="sa2va", out=tmp_path / "back")
+    again = convert(back.out, out=tmp_path / "again")
+    assert first.fingerprint == back.fingerprint == again.fingerprint
+    ours, theirs = load_file(released / "model.safetensors"), load_file(back.out / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+    assert read_contents(again.out)[2].model == read_contents(first.out)[2].model
+    assert (first.layout, back.layout, again.layout) == (Layout.SA2VA, Layout.SALMA_FOLDER, Layout.SA2VA)
+
+
+def test_the_result_loads(released: Path, tmp_path: Path) -> None:
+    model, info = load_checkpoint(convert(released, out=tmp_path / "salma").out)
+    assert model.config.inference_mode == "sa2va"
+    assert info.step == 0
+
+
+def test_a_whole_model_is_compared_with_a_base(released: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(released, other)
+    with pytest.raises(CheckpointError, match=r"changes nothing: all \d+ tensors are those of"):
+        convert(other, Recipe((released,)), dry_run=True)
+    tensors = load_file(other / "model.safetensors")
+    tensors["mlp1.1.bias"] += 1
+    save_file(tensors, other / "model.safetensors")
+    rows = _rows(convert(other, Recipe((released,)), dry_run=True))
+    assert {name: row.changed for name, row in rows.items() if row.changed} == {
+        "mllm.model.model.multi_modal_projector": 1
+    }
+
+
+def test_another_type(released: Path, file: Path, tmp_path: Path) -> None:
+    made = convert(file, Recipe((released,), 8.0, dtype=torch.bfloat16), out=tmp_path / "half")
+    whole = _merge(file, released, tmp_path / "whole")
+    assert {row.dtype for row in made.modules} == {"bfloat16"}
+    half, full = _tensors(made.out), _tensors(whole.out)
+    assert all(torch.equal(half[name], full[name].bfloat16()) for name in full)
+    assert _rows(made)[DECODER].changed <= _rows(whole)[DECODER].changed
+    assert _rows(made)["grounding.image_encoder"].changed == 0
+
+
+def test_a_change_that_the_type_cannot_hold_is_no_change(released: Path, training, tmp_path: Path) -> None:
+    content = training(noise=0.0)
+    content["state_dict"]["mllm.model.mlp1.0.weight"] += 1e-5  # ones
+    faint = _saved(content, tmp_path / "faint.pth")
+    assert sum(row.changed or 0 for row in _merge(faint, released, tmp_path / "out", dry_run=True).modules) == 1
+    with pytest.raises(CheckpointError, match="changes nothing"):
+        convert(faint, Recipe((released,), 8.0, dtype=torch.bfloat16), dry_run=True)
+
+
+# Training files.
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_training_file_is_merged_and_reported(released: Path, training, tmp_path: Path, version: str) -> None:
+    content = training(version)
+    made = _merge(_saved(content, tmp_path / "iter.pth"), released, tmp_path / "out")
+    assert made.layout is (Layout.TRAINING_V2 if version == "v2" else Layout.TRAINING_V1)
+    assert made.step == 120
+    rows = _rows(made)
+    assert (rows[LLM].changed, rows[LLM].new) == (15, 0)  # 14 with LoRA, and the embedding
+    assert rows["mllm.model.lm_head"].changed == 1
+    assert rows["text_hidden_fcs"].changed == 4
+    assert rows[DECODER].changed == rows[DECODER].tensors
+    assert rows["mllm.model.model.vision_tower"].changed == rows["grounding.image_encoder"].changed == 0
+    assert 0.01 < rows[DECODER].change <= rows[DECODER].most < 10
+    back, base, file = _tensors(made.out), open_source(released).tensors, content["state_dict"]
+    a, b = (file[f"{PEFT}model.layers.1.mlp.down_proj.lora_{side}.default.weight"] for side in "AB")
+    name = f"{LLM}.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(back[name], base[name].read().float() + 2.0 * b @ a)
+    assert torch.equal(back["text_hidden_fcs.2.weight"], file["text_hidden_fcs.2.weight"])
+    assert made.provenance["trained"]["files"] == {"iter.pth": sha256(tmp_path / "iter.pth")}
+    assert made.provenance["lora"] == {"rank": 4, "alpha": 8.0, "scale": 2.0, "weights": 14}
+    assert read_contents(made.out)[2].provenance == made.provenance
+
+
+def test_files_that_differ_give_models_that_differ_and_the_same_file_the_same(
+    released: Path, training, tmp_path: Path
+) -> None:
+    files = [_saved(training(seed=seed), tmp_path / f"{seed}.pth") for seed in (0, 1)]
+    one, again, other = (_merge(files[n], released, tmp_path / f"out{k}") for k, n in enumerate((0, 0, 1)))
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert one.hashes == again.hashes
+    assert other.hashes.keys() == one.hashes.keys()
+    assert all(other.hashes[name] != digest for name, digest in one.hashes.items())
+    assert (one.out / "config.json").read_bytes() == (again.out / "config.json").read_bytes()
+    ours, theirs = _tensors(one.out), _tensors(other.out)
+    names = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert len(names) == sum(row.changed for row in one.modules)
+
+
+def test_alpha_from_a_configuration(released: Path, file: Path, tmp_path: Path) -> None:
+    config = tmp_path / "sa2va.py"
+    config.write_text("model = dict(mllm=dict(llm_lora=dict(type=LoraConfig, r=4, lora_alpha=8)))")
+    made = convert(file, Recipe((released,), config=config), dry_run=True)
+    assert made.fingerprint == _merge(file, released, tmp_path / "out", dry_run=True).fingerprint
+    with pytest.raises(UsageError, match="--lora-alpha says 16"):
+        convert(file, Recipe((released,), 16.0, config))
+    assert convert(file, Recipe((released,), 16.0), dry_run=True).fingerprint != made.fingerprint
+
+
+def test_what_a_training_file_does_not_say_is_asked_for(released: Path, file: Path) -> None:
+    with pytest.raises(UsageError, match="--base"):
+        convert(file, Recipe(lora_alpha=8))
+    with pytest.raises(UsageError, match="--lora-alpha"):
+        convert(file, Recipe((released,)))
+
+
+def test_the_cma_extension(released: Path, training, tmp_path: Path) -> None:
+    content, width = training("v1"), 64
+    attention = torch.nn.MultiheadAttention(width, 8).state_dict()
+    others = {
+        "ln": torch.nn.LayerNorm(width),
+        "proj": torch.nn.Linear(width, width),
+        "token_gate": torch.nn.Linear(width, 1),
+    }
+    extension = {f"attn.{name}": tensor for name, tensor in attention.items()}
+    extension |= {
+        f"{part}.{name}": tensor for part, module in others.items() for name, tensor in module.state_dict().items()
+    }
+    content["state_dict"] |= {f"grounding_encoder.cma.{name}": tensor for name, tensor in extension.items()}
+    content["state_dict"] |= {
+        "gamma_attn": torch.tensor(0.5),
+        "gamma": torch.tensor(0.5),
+        "_gamma_scale": torch.tensor(1.0),
+    }
+    made = _merge(_saved(content, tmp_path / "cma.pth"), released, tmp_path / "out")
+    assert made.layout is Layout.TRAINING_CMA
+    assert _rows(made)["cma"].new == _rows(made)["cma"].tensors == 13
+    assert any("outputs differ" in note for note in made.notes)
+    model, _ = load_checkpoint(made.out)
+    assert model.cma is not None and model.cma.gamma.item() == 0.5
+    with pytest.raises(UsageError, match="no place for the cross-modal attention"):
+        convert(made.out, to="sa2va")
+
+
+def test_a_training_on_pieces(released: Path, training, tmp_path: Path) -> None:
+    """On an InternVL and a SAM 2, the training brings the text projector."""
+    tensors = load_file(released / "model.safetensors")
+    mllm, sam2 = tmp_path / "internvl", tmp_path / "sam2.pt"
+    shutil.copytree(released, mllm)
+    llm = {n: t for n, t in tensors.items() if n.startswith(("vision_model.", "mlp1.", "language_model."))}
+    save_file(llm, mllm / "model.safetensors")
+    prefix = "grounding_encoder.sam2_model."
+    named = {
+        n.removeprefix(prefix).replace(".g_weight", ".gamma"): t for n, t in tensors.items() if n.startswith(prefix)
+    }
+    _saved({"model": named}, sam2)
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps(json.loads((released / "config.json").read_text())["salma"]["sam2"]))
+    file = _saved(training(), tmp_path / "iter.pth")
+    made = convert(file, Recipe((mllm, sam2), 8.0, sam2_config=sizes), out=tmp_path / "out")
+    assert _rows(made)["text_hidden_fcs"].new == 4
+    assert made.fingerprint == _merge(file, released, tmp_path / "other").fingerprint
+    assert read_contents(made.out)[2].model == read_contents(tmp_path / "other")[2].model
+    with pytest.raises(CheckpointError, match="there is no SAM 2"):
+        convert(file, Recipe((mllm,), 8.0))
+    both = convert(mllm, Recipe((sam2,), sam2_config=sizes), dry_run=True)
+    assert any("text_hidden_fcs starts fresh" in note for note in both.notes)
+
+
+# Faults, each through the command line: one clear line and exit code 4.
+
+
+def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _shards(folder: Path) -> list[Path]:
+    from salmacli.checkpoints.files import open_safetensors, write_shards
+
+    tensors = {name: lazy.then(torch.clone) for name, lazy in open_safetensors(folder).items()}
+    held = {name: lazy.read() for name, lazy in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    from salmacli.checkpoints.lazy import LazyTensor
+
+    return write_shards(folder, {name: LazyTensor.of(tensor) for name, tensor in held.items()}, 500_000)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+GAMMA = "grounding_encoder.sam2_model.memory_encoder.fuser.layers.0."
+RELEASED_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing shard": (lambda folder: _shards(folder)[1].unlink(), r"lacks the shard model-00002-of-\d+\.safetensors"),
+    "truncated file": (lambda folder: _cut(folder / "model.safetensors"), r"model\.safetensors is cut off"),
+    "truncated shard": (lambda folder: _cut(_shards(folder)[0]), r"model-00001-of-\d+\.safetensors is cut off"),
+    "key renamed": (
+        lambda folder: _change(folder, lambda t: t.update({"mlp1.4.bias": t.pop("mlp1.3.bias")})),
+        r"mlp1\.4\.bias",
+    ),
+    "key of SAM 2 renamed": (
+        lambda folder: _change(
+            folder, lambda t: t.update({f"{FILE_DECODER}x": t.pop(f"{FILE_DECODER}iou_token.weight")})
+        ),
+        r"sam_mask_decoder\.x",
+    ),
+    "key missing": (
+        lambda folder: _change(folder, lambda t: t.pop("language_model.model.norm.weight")),
+        r"language_model\.norm\.weight",
+    ),
+    "gamma": (
+        lambda folder: _change(folder, lambda t: t.update({f"{GAMMA}gamma": t.pop(f"{GAMMA}g_weight")})),
+        r"fuser\.layers\.0\.gamma",
+    ),
+    "head missing, not tied": (
+        lambda folder: _change(folder, lambda t: t.pop("language_model.lm_head.weight")),
+        "lm_head",
+    ),
+    "tied, but differs": (lambda folder: _config(folder, tie_word_embeddings=True), "head"),
+    "module. prefix": (
+        lambda folder: _change(folder, lambda t: [t.update({f"module.{name}": t.pop(name)}) for name in list(t)]),
+        r"begin with module\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", RELEASED_FAULTS)
+def test_faults_of_a_released_model(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    change, told = RELEASED_FAULTS[fault]
+    folder = tmp_path / "model"
+    shutil.copytree(released, folder)
+    change(folder)
+    _fails(["convert", str(folder)], told, capsys)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+class Code:
+    """What a stranger's pickle may hold."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("exit 1",)
+
+
+def _other_rank(content: dict[str, Any]) -> None:
+    stem = f"{PEFT}model.layers.0.mlp.up_proj.lora_"
+    tensors = content["state_dict"]
+    tensors[f"{stem}A.default.weight"] = tensors[f"{stem}A.default.weight"][:2].clone()
+    tensors[f"{stem}B.default.weight"] = tensors[f"{stem}B.default.weight"][:, :2].clone()
+
+
+def _prefixed(content: dict[str, Any]) -> None:
+    content["state_dict"] = {f"module.{name}": tensor for name, tensor in content["state_dict"].items()}
+
+
+TRAINING_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "key renamed": (
+        lambda c: c["state_dict"].update({"text_hidden_fc.0.bias": c["state_dict"].pop("text_hidden_fcs.0.bias")}),
+        r"text_hidden_fc\.0\.bias",
+    ),
+    "other rank in one module": (_other_rank, r"rank 4, but 2 in 1 tensor \(.*up_proj"),
+    "module. prefix": (_prefixed, r"begin with module\."),
+    "malicious": (lambda c: c.update(meta=Code()), r"wants to run (posix|nt)\.system"),
+    "not finite": (
+        lambda c: c["state_dict"]["text_hidden_fcs.0.bias"].fill_(float("nan")),
+        r"text_hidden_fcs\.0\.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", TRAINING_FAULTS)
+def test_faults_of_a_training_file(
+    released: Path, training, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    change, told = TRAINING_FAULTS[fault]
+    content = training()
+    change(content)
+    file = _saved(content, tmp_path / "iter.pth")
+    _fails(["convert", str(file), "--base", str(released), "--lora-alpha", "8"], told, capsys)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_truncated_training_file(released: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _cut(file)
+    _fails(["convert", str(file), "--base", str(released), "--lora-alpha", "8"], r"iter_120\.pth is cut off", capsys)
+
+
+def test_a_rank_other_than_stated(
+    released: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.json").write_text('{"lora_r": 128, "lora_alpha": 256}')
+    argv = ["convert", str(file), "--base", str(released), "--config", str(tmp_path / "c.json")]
+    _fails(argv, "rank 4, but its configuration states 128", capsys)
+
+
+@pytest.mark.parametrize("kind", ["other shapes", "other weights", "fewer layers"])
+def test_a_wrong_base(
+    released: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    from salmacli.checkpoints.lazy import LazyTensor
+
+    assert LazyTensor  # the base is changed as a file, like a user's
+    other = tmp_path / "other"
+    shutil.copytree(released, other)
+    random = torch.Generator().manual_seed(9)
+
+    def shuffled(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            flat = tensor.flatten()
+            tensors[name] = flat[torch.randperm(len(flat), generator=random)].reshape(tensor.shape)
+
+    def shallow(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if name.startswith("language_model.model.layers.1."):
+                del tensors[name]
+        llm = {**json.loads((other / "config.json").read_text())["llm_config"], "num_hidden_layers": 1}
+        llm.pop("layer_types", None)
+        _config(other, llm_config=llm)
+
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("mlp.gate_proj", "mlp.up_proj"):
+            for layer in (0, 1):
+                full = f"language_model.model.layers.{layer}.{name}.weight"
+                tensors[full] = tensors[full][:200].clone()
+        for layer in (0, 1):
+            full = f"language_model.model.layers.{layer}.mlp.down_proj.weight"
+            tensors[full] = tensors[full][:, :200].clone()
+        llm = {**json.loads((other / "config.json").read_text())["llm_config"], "intermediate_size": 200}
+        _config(other, llm_config=llm)
+
+    _change(other, {"other shapes": narrow, "other weights": shuffled, "fewer layers": shallow}[kind])
+    told = {"other shapes": "of other shapes", "other weights": "nothing in common", "fewer layers": "does not have"}[
+        kind
+    ]
+    _fails(["convert", str(file), "--base", str(other), "--lora-alpha", "8"], f"{told}.*--base", capsys)
+
+
+def test_a_training_that_changed_nothing(
+    released: Path, training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = _saved(training(noise=0.0), tmp_path / "still.pth")
+    _fails(["convert", str(still), "--base", str(released), "--lora-alpha", "8"], "changes nothing", capsys)
+
+
+def _fails(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import re
+
+    assert main(argv) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert re.search(told, err), err
+
+
+# The real case.
+
+
+def test_the_real_case_in_both_forms(shared_data: Path, tmp_path: Path) -> None:
+    """Weights of the public implementation; its outputs are compared in tests/engine/test_parity.py."""
+    folder = shared_data / "parity"
+    first = convert(folder, out=tmp_path / "salma")
+    back = convert(first.out, to="sa2va", out=tmp_path / "back")
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(back.out / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    made = convert(folder / "training_v2.pth", Recipe((folder,), config=folder / "case.json"), out=tmp_path / "trained")
+    rows = _rows(made)
+    assert made.provenance["lora"] == {"rank": 8, "alpha": 16.0, "scale": 2.0, "weights": 14}
+    assert (rows[LLM].changed, rows["mllm.model.lm_head"].changed, rows["text_hidden_fcs"].changed) == (15, 1, 4)
+    assert rows["mllm.model.model.multi_modal_projector"].changed == 6
+    assert rows[DECODER].changed == rows[DECODER].tensors == 131
+    assert rows["mllm.model.model.vision_tower"].changed == rows["grounding.memory_attention"].changed == 0
