@@ -107,7 +107,7 @@ def _save_logits(path: Path, track: Track) -> None:
         "masks": track.masks(),
     }
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
 
 

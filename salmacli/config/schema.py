@@ -30,8 +30,8 @@ class MllmConfig(Settings):
     )
     rounded_rotary: bool = Field(
         False,
-        description="round the LLM's rotary frequencies to bfloat16: the released Sa2VA is moved to bfloat16 as a whole, "
-        "and computes with what is left of them",
+        description="round the LLM's rotary frequencies to bfloat16: the released Sa2VA is moved to bfloat16 whole, and "
+        "computes with what is left of them",
     )
     vocabulary: int = Field(
         1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"
