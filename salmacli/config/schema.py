@@ -24,18 +24,25 @@ class MllmConfig(Settings):
         None, description="pretrained weights to start from: a hub id or a folder; null starts from fresh ones"
     )
     native: dict[str, Any] = Field(
+        default_factory=dict,
         description="arguments of transformers' own configuration: model_type (internvl if not given, qwen2_5_vl, "
         "qwen3_vl), vision_config, text_config, …; the image token follows from the tokenizer, and so does the "
-        "vocabulary's size where it is not given"
+        "vocabulary's size where it is not given; a base brings its own, and what is said here must agree",
     )
     rounded_rotary: bool = Field(
         False,
-        description="round the LLM's rotary frequencies to bfloat16: the released Sa2VA is moved to bfloat16 whole, and "
-        "computes with what is left of them",
+        description="round the LLM's rotary frequencies to bfloat16: the released Sa2VA is moved to bfloat16 whole, "
+        "and computes with what is left of them",
     )
     vocabulary: int = Field(
         1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"
     )
+
+    @model_validator(mode="after")
+    def _known(self) -> MllmConfig:
+        if self.base is None and not self.native:
+            raise ValueError("native is missing, and no base is named that would bring it")
+        return self
 
 
 class Sam2Config(Settings):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import get_cosine_schedule_with_warmup
 
 from salmacli.checkpoints.load import load_checkpoint, load_trainer_state
+from salmacli.checkpoints.pretrained import SalmaModel
 from salmacli.checkpoints.save import save_checkpoint
 from salmacli.config.schema import RunConfig, TrainConfig
 from salmacli.data.collate import Batch, Collator
@@ -248,7 +249,9 @@ class Trainer:
 
     def _model(self, resume: Path | None) -> Salma:
         """The model of the checkpoint, or a fresh one; only the parts that train require gradients."""
-        model = load_checkpoint(resume)[0] if resume is not None else Salma.build(self.config.model, self.mix.texts())
+        model = (
+            load_checkpoint(resume)[0] if resume is not None else SalmaModel.build(self.config.model, self.mix.texts())
+        )
         model.requires_grad_(False)
         for part in model.trained_parts().values():
             part.requires_grad_(True)
@@ -260,7 +263,7 @@ class Trainer:
             model.tokenizer,
             model.mllm.frame_size,
             model.mllm.tokens_per_frame,
-            self.config.model.sam2.image_size,
+            model.config.sam2.image_size,
             model.mllm.chat,
             model.mllm.mean,
             model.mllm.std,

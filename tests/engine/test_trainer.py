@@ -153,3 +153,16 @@ def test_a_permitted_rate_of_bad_samples_may_go_on_for_epochs(tmp_path):
     again = Trainer(settings, whole.mix, cut.run).fit(checkpoint)
     one, other = weights(outcome.checkpoint), weights(again.checkpoint)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_starts_from_a_pretrained_model_and_leaves_its_encoders(tmp_path):
+    first = start(tmp_path, config("train.steps=2"), "first").fit().checkpoint
+    base = [f"model.mllm.base={first}", "model.sam2.width=96", "train.steps=2"]
+    second = start(tmp_path, config(*base), "second").fit().checkpoint
+    old, new = weights(first), weights(second)
+    moved = {name for name in new if not torch.equal(old[name], new[name])}
+    assert any(name.startswith("mllm.model.model.language_model") for name in moved)
+    assert not [name for name in moved if "vision_tower" in name]
+    # A run goes on from its own checkpoint, not from the base.
+    again = start(tmp_path, config(*base, "train.steps=3"), "third")
+    assert again.fit(second).step == 3
