@@ -99,7 +99,7 @@ def conversions(folder: Path, tiny: bool, threads: int) -> dict[str, Any]:
         "trained": [*merge, whole],
         "to bf16": [*merge, str(folder / "half"), "--dtype", "bf16"],
         "to pth": [*merge, str(folder / "one.pth"), "--to", "pth"],
-        #"adapter": [*merge, str(folder / "adapter"), "--adapter"],
+        "adapter": [*merge, str(folder / "adapter"), "--adapter"],
         "back": [whole, "--to", "sa2va", "--out", str(folder / "back")],
     }
     rows = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from salmacli.checkpoints.adapters import contents_of_adapter
 from salmacli.checkpoints.combine import combine, fitted, provenance, rounds_rotary, sections_of, union
 from salmacli.checkpoints.contents import Contents
-from salmacli.checkpoints.deepspeed import open_deepspeed
+from salmacli.checkpoints.deepspeed import deepspeed_folder, open_deepspeed
 from salmacli.checkpoints.files import open_safetensors
 from salmacli.checkpoints.layouts import Layout, detect
 from salmacli.checkpoints.lazy import LazyTensor
@@ -21,7 +22,7 @@ from salmacli.checkpoints.lora import LoraSettings
 from salmacli.checkpoints.parts import Parts
 from salmacli.checkpoints.pickles import lazy_state_dict, open_pickle
 from salmacli.checkpoints.sources import open_source
-from salmacli.checkpoints.training_config import read_lora_settings
+from salmacli.checkpoints.training_config import lora_settings_in, read_lora_settings
 from salmacli.checkpoints.training_files import Training, merge_training, read_training
 from salmacli.errors import UsageError
 
@@ -98,14 +99,9 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     parts = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
     base = union(parts)
     native = sections_of(parts)["mllm"]["native"]
-    tensors, step = _open_training(file, layout)
+    tensors, meta = _open_training(file, layout)
     training = read_training(tensors, native, str(file))
-    lora = _settings(recipe) if training.pairs else None
-    if training.pairs and lora is None:
-        raise UsageError(
-            f"{file} holds LoRA, whose α is not in it",
-            "state it with --lora-alpha, or name the training's configuration with --config",
-        )
+    lora = _lora_settings(file, meta, recipe) if training.pairs else None
     trained = merge_training(training, base, lora, str(file))
     contents = combine(parts, training.model, trained)
     record: dict[str, Any] = {"trained": _record(file, layout)}
@@ -113,6 +109,8 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
         rank = next(iter(training.pairs.values())).rank
         record["lora"] = {"rank": rank, "alpha": lora.alpha, "scale": lora.scale(rank), "weights": len(training.pairs)}
     notes = [*contents.provenance["notes"], *training.notes]
+    step = meta.get("iter")
+    step = step if isinstance(step, int) and step > 0 else 0
     contents = replace(contents, step=step, provenance={**record, **contents.provenance, "notes": notes})
     return Assembled(file, layout, contents, base, training, lora, parts, tuple(notes))
 
@@ -135,32 +133,45 @@ def _of_models(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     return Assembled(file, layout, contents, union(bases) if whole and bases else None, parts=bases, notes=tuple(notes))
 
 
-def _open_training(file: Path, layout: Layout) -> tuple[dict[str, LazyTensor], int]:
-    """Its tensors by its own names, and how many steps led to it (0 where it does not say)."""
+def _open_training(file: Path, layout: Layout) -> tuple[dict[str, LazyTensor], Mapping[str, Any]]:
+    """Its tensors by its own names, and what the trainer noted beside them."""
     if layout is Layout.DEEPSPEED:
-        return open_deepspeed(file), 0
+        return open_deepspeed(file), {}
     if file.suffix == ".safetensors" or file.is_dir():
-        return open_safetensors(file), 0
+        return open_safetensors(file), {}
     content = open_pickle(file)
     meta = content.get("meta")
-    step = meta.get("iter") if isinstance(meta, Mapping) else None
     weights = next((content[key] for key in ("state_dict", "model", "module") if key in content), content)
-    return lazy_state_dict(weights, file), step if isinstance(step, int) and step > 0 else 0
+    return lazy_state_dict(weights, file), meta if isinstance(meta, Mapping) else {}
 
 
-def _settings(recipe: Recipe) -> LoraSettings | None:
-    stated = read_lora_settings(recipe.config) if recipe.config is not None else None
-    if recipe.lora_alpha is None:
-        return stated
-    if stated is not None and stated.alpha != recipe.lora_alpha:
+def _lora_settings(file: Path, meta: Mapping[str, Any], recipe: Recipe) -> LoraSettings:
+    """α and rank from all who state them: the option, the configuration, and its copy that MMEngine puts into files."""
+    stated: dict[str, LoraSettings] = {}
+    if recipe.lora_alpha is not None:
+        if not 0 < recipe.lora_alpha < math.inf:
+            raise UsageError(f"--lora-alpha is {recipe.lora_alpha:g}, not a number above 0", "give the training's α")
+        stated["--lora-alpha"] = LoraSettings(recipe.lora_alpha)
+    if recipe.config is not None:
+        stated[str(recipe.config)] = read_lora_settings(recipe.config)
+    inside = lora_settings_in(str(meta.get("cfg", "")), str(file))
+    if inside is not None:
+        stated[f"the configuration inside {file.name}"] = inside
+    if not stated:
         raise UsageError(
-            f"--lora-alpha says {recipe.lora_alpha:g} and {recipe.config} {stated.alpha:g}", "give the true one only"
+            f"{file} holds LoRA, whose α is not in it",
+            "state it with --lora-alpha, or name the training's configuration with --config",
         )
-    return stated or LoraSettings(recipe.lora_alpha)
+    (_, first), *others = stated.items()
+    if any(one.alpha != first.alpha for _, one in others):
+        told = ", ".join(f"{one.alpha:g} ({who})" for who, one in stated.items())
+        raise UsageError(f"α is stated differently: {told}", "give the one that the training used")
+    return next((one for one in stated.values() if one.rank is not None), first)
 
 
 def _record(file: Path, layout: Layout) -> dict[str, Any]:
-    files = sorted(one for one in file.rglob("*.pt")) if file.is_dir() else [file]
+    folder = deepspeed_folder(file) if layout is Layout.DEEPSPEED else None
+    files = sorted(folder.glob("*.pt")) if folder else sorted(file.glob("*.safetensors")) if file.is_dir() else [file]
     return provenance(Parts(str(file), file, layout, tuple(files), {}, {}, {}))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from salmacli.checkpoints.adapters import contents_of_adapter, write_adapter
 from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
-from salmacli.checkpoints.comparison import Difference, ModuleRow, difference, key_report
+from salmacli.checkpoints.comparison import Difference, ModuleRow, difference, key_report, module_of
 from salmacli.checkpoints.contents import Contents, digest, fingerprint_of
 from salmacli.checkpoints.disk import replacing, room
 from salmacli.checkpoints.files import read_as_announced, write_shards
@@ -97,7 +98,7 @@ def convert(
     _check_out(out, made.source, to, force)
     contents = made.contents
     found, differences = _examine(made)
-    _check_change(made, differences)
+    notes = (*made.notes, *_check_change(made, differences))
     hashes = {} if dry_run else _write(made, to, out, found)
     return Conversion(
         source=made.source,
@@ -106,7 +107,7 @@ def convert(
         step=contents.step,
         fingerprint=found,
         modules=key_report(contents.tensors, made.base, differences),
-        notes=made.notes,
+        notes=notes,
         provenance=contents.provenance,
         hashes=hashes,
         verified=not dry_run,
@@ -129,8 +130,8 @@ def _check_form(made: Assembled, recipe: Recipe, to: Form) -> None:
         raise UsageError(f"{made.source} is a {made.layout.value} and holds no LoRA", "convert it without --adapter")
     if to == "adapter" and recipe.dtype is not None:
         raise UsageError("an adapter keeps the types that it was trained in", "leave --dtype out")
-    if to == "sa2va" and made.contents.model["cma"]["enabled"]:
-        raise UsageError("a released Sa2VA has no place for the cross-modal attention", "convert to SALMA's folder")
+    if to == "sa2va":
+        sa2va_folder(made.contents)  # says what that layout has no place for
 
 
 def _check_out(out: Path, source: Path, to: Form, force: bool) -> None:
@@ -157,10 +158,13 @@ def _check_out(out: Path, source: Path, to: Form, force: bool) -> None:
 def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
     """Read every tensor once: the fingerprint, and how far each is from the base's."""
     hasher, differences = hashlib.sha256(), {}
+    trained = made.training.names if made.training is not None else set()
     for name in sorted(made.contents.tensors):
         lazy = made.contents.tensors[name]
         tensor = read_as_announced(name, lazy)
         digest(hasher, name, tensor)
+        if name in trained and not all(torch.isfinite(end) for end in tensor.aminmax()):  # without a copy of it
+            raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", "the training has diverged")
         old = None if made.base is None else made.base.get(name)
         if old is None or old is lazy:
             continue
@@ -169,14 +173,13 @@ def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
                 f"{made.source}: {name} is {lazy.shape}, in the base {old.shape}", "it is another model's base"
             )
         differences[name] = difference(old.read(), tensor)
-        if not math.isfinite(differences[name].relative):
-            raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", "the training has diverged")
     return hasher.hexdigest(), differences
 
 
-def _check_change(made: Assembled, differences: Mapping[str, Difference]) -> None:
+def _check_change(made: Assembled, differences: Mapping[str, Difference]) -> list[str]:
+    """Refuse a wrong base and a training that changed nothing; tell what it claims to have trained and did not."""
     if made.base is None:
-        return
+        return []
     if made.training is not None:
         check_base(made.training, made.base, differences, str(made.source))
     changed = any(found.changed for found in differences.values())
@@ -186,6 +189,14 @@ def _check_change(made: Assembled, differences: Mapping[str, Difference]) -> Non
             f"{made.source} changes nothing: all {len(made.contents.tensors)} tensors are those of {told}",
             "name the file that was trained",
         )
+    still: dict[str, list[bool]] = {}
+    for name in made.training.names & differences.keys() if made.training is not None else ():
+        still.setdefault(module_of(name), []).append(differences[name].changed)
+    return [
+        f"the file names {len(moved)} tensors of {module}, but none of them differs from the base's"
+        for module, moved in sorted(still.items())
+        if not any(moved)
+    ]
 
 
 def _write(made: Assembled, to: Form, out: Path, found: str) -> dict[str, str]:

@@ -38,10 +38,11 @@ def resolve(name_or_path: str | Path, patterns: Sequence[str], revision: str | N
     Raises:
         CheckpointError: There is no such path and no such model in the cache or on the hub, or no access to it.
     """
-    path, name = Path(name_or_path), str(name_or_path)
+    path = Path(name_or_path)
     if path.exists():
         return path
-    if isinstance(name_or_path, Path) or not _ID.fullmatch(name):
+    name = name_or_path.as_posix() if isinstance(name_or_path, Path) else name_or_path
+    if not _ID.fullmatch(name):
         raise CheckpointError(f"{name} is missing", "check the path; `salma train` makes checkpoints in runs/")
     cached = _cached(name, patterns, revision)
     if cached is not None:

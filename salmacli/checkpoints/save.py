@@ -14,29 +14,33 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import re
+import struct
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from salmacli import __version__
 from salmacli.checkpoints.card import CARD, card
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.disk import replacing, room
 from salmacli.checkpoints.empty import untied
-from salmacli.checkpoints.files import MAX_SHARD_BYTES, WEIGHTS, read_as_announced, write_shards
+from salmacli.checkpoints.files import MAX_SHARD_BYTES, WEIGHTS, raw_bytes, read_as_announced, write_shards
 from salmacli.checkpoints.layouts import CONFIG, FORMAT, SCHEMA, TRAINER, TRAINER_FORMAT, salma_folder
 from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.pickles import read_pickle
 from salmacli.checkpoints.processor import PROCESSOR, processor_of
 from salmacli.checkpoints.tokenizers import tokenizer_files
 from salmacli.config.files import safe_name
-from salmacli.errors import UsageError
+from salmacli.errors import CheckpointError, UsageError
 
 
 def save_checkpoint(
@@ -115,24 +119,32 @@ def write_folder(
 
 
 def write_pth(path: Path, contents: Contents) -> None:
-    """Write everything into one ``.pth`` of plain data, atomically.
+    """Write everything into one ``.pth`` of plain data, atomically, holding one tensor at a time in memory.
 
-    PyTorch's format wants all tensors in memory at once.
+    PyTorch writes the archive around tensors without memory, whose bytes then follow one by one. It never reads the
+    archive's checksums of them, which stay those of nothing.
 
     Raises:
         CheckpointError: The disk lacks the room.
     """
     room(path, _bytes(contents.tensors.values()))
+    with FakeTensorMode():
+        outlines = {name: torch.empty(lazy.shape, dtype=lazy.dtype) for name, lazy in contents.tensors.items()}
     content = {
         **_header(contents),
         "tokenizer": {name: data.decode("utf-8") for name, data in contents.tokenizer.items()},
-        "state_dict": {name: read_as_announced(name, tensor) for name, tensor in contents.tensors.items()},
+        "state_dict": outlines,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+        with os.fdopen(handle, "w+b") as file:
+            with torch.serialization.skip_data(materialize_fake_tensors=True):
+                torch.save(content, file)
+            file.flush()
+            for (name, lazy), place in zip(contents.tensors.items(), _records(file), strict=True):
+                file.seek(place)
+                file.write(raw_bytes(read_as_announced(name, lazy)))
             file.flush()
             os.fsync(file.fileno())
         Path(part).chmod(0o644)
@@ -141,6 +153,17 @@ def write_pth(path: Path, contents: Contents) -> None:
         with suppress(FileNotFoundError):
             os.unlink(part)
         raise
+
+
+def _records(file: IO[bytes]) -> list[int]:
+    """Where the bytes of each tensor begin in PyTorch's archive, in the order in which they were saved."""
+    found: dict[int, int] = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if number := re.fullmatch(r"[^/]+/data/(\d+)", entry.filename):
+                file.seek(entry.header_offset + 26)  # of the zip format: lengths of a name and of an extra field
+                found[int(number[1])] = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    return [found[number] for number in sorted(found)]
 
 
 def _header(contents: Contents) -> dict[str, Any]:
@@ -181,6 +204,6 @@ def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> Non
     note = f"The model's weights lie beside this file in {WEIGHTS}."
     torch.save({"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path)
     try:  # now, while the training still runs, not at --resume
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+        read_pickle(path)
+    except CheckpointError as error:
         raise TypeError(f"the trainer's state holds more than plain data and tensors: {error}") from error

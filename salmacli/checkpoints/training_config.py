@@ -38,17 +38,33 @@ def read_lora_settings(path: Path) -> LoraSettings:
     Raises:
         ConfigError: It cannot be read, or says nothing or several things about LoRA.
     """
-    content = _read(path)
+    settings = _only(_read(path), str(path))
+    if settings is None:
+        raise ConfigError(f"{path} has no lora_alpha that can be read without running it", _MEND)
+    return settings
+
+
+def lora_settings_in(text: str, where: str) -> LoraSettings | None:
+    """LoRA's rank and α from the configuration that a trainer wrote into its file as text; None if it says nothing.
+
+    Raises:
+        ConfigError: It says several things, or such that cannot be meant.
+    """
+    try:
+        return _only(_Program(ast.parse(text)).values(), where)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError):
+        return None
+
+
+def _only(content: Any, where: str) -> LoraSettings | None:
     found = [section for key, section in _sections(content, "") if key == _PREFERRED] or [
         section for _, section in _sections(content, "")
     ]
-    settings = {_settings(section, path) for section in found}
-    if not settings:
-        raise ConfigError(f"{path} has no lora_alpha that can be read without running it", _MEND)
+    settings = {_settings(section, where) for section in found}
     if len(settings) > 1:
         told = ", ".join(sorted(f"{one.alpha:g} (r {one.rank})" for one in settings))
-        raise ConfigError(f"{path} states several lora_alpha: {told}", _MEND)
-    return settings.pop()
+        raise ConfigError(f"{where} states several lora_alpha: {told}", _MEND)
+    return settings.pop() if settings else None
 
 
 def _read(path: Path) -> Any:
@@ -84,14 +100,14 @@ def _sections(content: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]
             yield from _sections(value, key)
 
 
-def _settings(section: Mapping[str, Any], path: Path) -> LoraSettings:
+def _settings(section: Mapping[str, Any], where: str) -> LoraSettings:
     alpha, rank = section["lora_alpha"], next((section[name] for name in _RANKS if name in section), None)
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or alpha <= 0:
-        raise ConfigError(f"{path}: lora_alpha is {alpha!r}, not a number above 0", _MEND)
+        raise ConfigError(f"{where}: lora_alpha is {alpha!r}, not a number above 0", _MEND)
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0):
-        raise ConfigError(f"{path}: LoRA's r is {rank!r}, not a number above 0", _MEND)
+        raise ConfigError(f"{where}: LoRA's r is {rank!r}, not a number above 0", _MEND)
     if unequal := [name for name in ("rank_pattern", "alpha_pattern") if section.get(name)]:
-        raise ConfigError(f"{path}: {unequal[0]} gives modules values of their own, which are not merged here", _MEND)
+        raise ConfigError(f"{where}: {unequal[0]} gives modules values of their own, which are not merged here", _MEND)
     return LoraSettings(float(alpha), rank, bool(section.get("use_rslora", False)))
 
 

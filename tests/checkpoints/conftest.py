@@ -14,12 +14,26 @@ from torch import Tensor
 
 Training = Callable[..., dict[str, Any]]
 ALPHA, RANK = 8.0, 4
-_LINEAR = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
+# Of Qwen and of InternLM2.
+_LINEAR = (*(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")), "wqkv", "wo", ".w1", ".w2", ".w3")
+_VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight", "language_model.output.weight")
 
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A released Sa2VA in bf16. Shared: copy what you change."""
+    return _released(tmp_path_factory.mktemp("released") / "Sa2VA-tiny")
+
+
+@pytest.fixture(scope="session")
+def internlm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose language model is an InternLM2, with its fused attention and names of its own. Shared, too."""
+    llm = "model.mllm.native.text_config"
+    kind = [f"{llm}.model_type=llama", f"{llm}.architectures=[InternLM2ForCausalLM]"]
+    return _released(tmp_path_factory.mktemp("internlm2") / "Sa2VA-tiny", *kind)
+
+
+def _released(folder: Path, *settings: str) -> Path:
     from salmacli.checkpoints.files import write_shards
     from salmacli.checkpoints.lazy import LazyTensor
     from salmacli.checkpoints.sa2va import sa2va_folder
@@ -29,9 +43,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(1)
     sizes = ["model.inference_mode=sa2va", "model.mask_token=best-of-three", "model.clip_frames=5"]
-    config = load_config("tiny", [*sizes, "model.sam2.embed_dim=16", "model.sam2.width=64"]).model
+    config = load_config("tiny", [*sizes, "model.sam2.embed_dim=16", "model.sam2.width=64", *settings]).model
     model = Salma.build(config, ["the red circle"]).to(torch.bfloat16)
-    folder = tmp_path_factory.mktemp("released") / "Sa2VA-tiny"
     folder.mkdir()
     header, tensors, tokenizer = sa2va_folder(contents_of(model, config={}, step=0))
     write_shards(folder, {name: LazyTensor.of(tensor.read()) for name, tensor in tensors.items()})
@@ -43,11 +56,13 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def training(released: Path) -> Training:
-    """A function that gives what a training file on top of `released` holds."""
-    base = load_file(released / "model.safetensors")
+    """A function that gives what a training file on top of `released`, or of another such folder, holds."""
 
-    def content(version: str = "v2", seed: int = 0, rank: int = RANK, noise: float = 0.1) -> dict[str, Any]:
+    def content(
+        version: str = "v2", seed: int = 0, rank: int = RANK, noise: float = 0.1, folder: Path = released
+    ) -> dict[str, Any]:
         random = torch.Generator().manual_seed(seed)
+        base = load_file(folder / "model.safetensors")
 
         def moved(tensor: Tensor) -> Tensor:
             scale = noise * (tensor.float().std(correction=0) + 0.01)
@@ -62,7 +77,7 @@ def training(released: Path) -> Training:
                 up, down = (len(tensor), rank), (rank, tensor.shape[1])
                 found[f"{place}.lora_A.default.weight"] = 0.05 * torch.randn(down, generator=random)
                 found[f"{place}.lora_B.default.weight"] = noise * torch.randn(up, generator=random)
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            elif name.endswith(_VOCABULARY):
                 place = f"mllm.model.language_model.base_model.model.{module.removeprefix('language_model.')}"
                 found[f"{place}{saved}.weight"] = moved(tensor)
             elif name.startswith("mlp1."):
@@ -72,3 +87,10 @@ def training(released: Path) -> Training:
         return {"state_dict": found, "meta": {"epoch": 1, "iter": 120}, "param_schedulers": []}
 
     return content
+
+
+@pytest.fixture
+def training_file(training: Training, tmp_path: Path) -> Path:
+    """One such file."""
+    torch.save(training(), tmp_path / "iter_120.pth")
+    return tmp_path / "iter_120.pth"

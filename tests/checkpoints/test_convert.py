@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,11 @@ from salmacli.checkpoints.convert import Conversion, convert, default_out
 from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.load import load_checkpoint, read_contents
 from salmacli.checkpoints.sources import open_source
-from salmacli.cli import main
 from salmacli.config.files import sha256
 from salmacli.errors import CheckpointError, UsageError
 
 LLM, DECODER = "mllm.model.model.language_model", "grounding.sam_mask_decoder"
 PEFT = "mllm.model.language_model.base_model.model."
-FILE_DECODER = "grounding_encoder.sam2_model.sam_mask_decoder."
-
-
-@pytest.fixture
-def file(training, tmp_path: Path) -> Path:
-    """A training file."""
-    return _saved(training(), tmp_path / "iter_120.pth")
 
 
 def _saved(content: Any, path: Path) -> Path:
@@ -91,13 +81,15 @@ def test_force_never_wipes_another_folder(run_checkpoint: Path, tmp_path: Path) 
     assert (tmp_path / "mine" / "file").exists()
 
 
-def test_a_dry_run_reports_and_writes_nothing(run_checkpoint: Path, released: Path, file: Path, tmp_path: Path) -> None:
+def test_a_dry_run_reports_and_writes_nothing(
+    run_checkpoint: Path, released: Path, training_file: Path, tmp_path: Path
+) -> None:
     made = convert(run_checkpoint, dry_run=True)
     assert not made.verified and not made.hashes
     assert made.modules
     assert [entry.name for entry in run_checkpoint.parent.iterdir()] == ["step-7"]
     before = sorted(tmp_path.iterdir())
-    assert _rows(_merge(file, released, tmp_path / "out", dry_run=True))[LLM].changed == 15
+    assert _rows(_merge(training_file, released, tmp_path / "out", dry_run=True))[LLM].changed == 15
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -161,9 +153,9 @@ def test_a_whole_model_is_compared_with_a_base(released: Path, tmp_path: Path) -
     }
 
 
-def test_another_type(released: Path, file: Path, tmp_path: Path) -> None:
-    made = convert(file, Recipe((released,), 8.0, dtype=torch.bfloat16), out=tmp_path / "half")
-    whole = _merge(file, released, tmp_path / "whole")
+def test_another_type(released: Path, training_file: Path, tmp_path: Path) -> None:
+    made = convert(training_file, Recipe((released,), 8.0, dtype=torch.bfloat16), out=tmp_path / "half")
+    whole = _merge(training_file, released, tmp_path / "whole")
     assert {row.dtype for row in made.modules} == {"bfloat16"}
     half, full = _tensors(made.out), _tensors(whole.out)
     assert all(torch.equal(half[name], full[name].bfloat16()) for name in full)
@@ -221,21 +213,49 @@ def test_files_that_differ_give_models_that_differ_and_the_same_file_the_same(
     assert len(names) == sum(row.changed for row in one.modules)
 
 
-def test_alpha_from_a_configuration(released: Path, file: Path, tmp_path: Path) -> None:
+def test_alpha_from_a_configuration(released: Path, training_file: Path, tmp_path: Path) -> None:
     config = tmp_path / "sa2va.py"
     config.write_text("model = dict(mllm=dict(llm_lora=dict(type=LoraConfig, r=4, lora_alpha=8)))")
-    made = convert(file, Recipe((released,), config=config), dry_run=True)
-    assert made.fingerprint == _merge(file, released, tmp_path / "out", dry_run=True).fingerprint
-    with pytest.raises(UsageError, match="--lora-alpha says 16"):
-        convert(file, Recipe((released,), 16.0, config))
-    assert convert(file, Recipe((released,), 16.0), dry_run=True).fingerprint != made.fingerprint
+    made = convert(training_file, Recipe((released,), config=config), dry_run=True)
+    assert made.fingerprint == _merge(training_file, released, tmp_path / "out", dry_run=True).fingerprint
+    with pytest.raises(UsageError, match=r"stated differently: 16 \(--lora-alpha\), 8 \(.*sa2va\.py\)"):
+        convert(training_file, Recipe((released,), 16.0, config))
+    assert convert(training_file, Recipe((released,), 16.0), dry_run=True).fingerprint != made.fingerprint
 
 
-def test_what_a_training_file_does_not_say_is_asked_for(released: Path, file: Path) -> None:
+def test_alpha_from_the_configuration_that_mmengine_puts_into_files(released: Path, training, tmp_path: Path) -> None:
+    content = training()
+    content["meta"]["cfg"] = "model = dict(mllm=dict(llm_lora=dict(type='peft.LoraConfig', r=4, lora_alpha=8)))"
+    file = _saved(content, tmp_path / "iter.pth")
+    made = convert(file, Recipe((released,)), dry_run=True)
+    assert made.fingerprint == convert(file, Recipe((released,), 8.0), dry_run=True).fingerprint
+    with pytest.raises(UsageError, match=r"16 \(--lora-alpha\), 8 \(the configuration inside iter\.pth\)"):
+        convert(file, Recipe((released,), 16.0))
+    content["meta"]["cfg"] = content["meta"]["cfg"].replace("r=4", "r=128")
+    with pytest.raises(CheckpointError, match="rank 4, but its configuration states 128"):
+        convert(_saved(content, file), Recipe((released,), 8.0))
+    content["meta"]["cfg"] = "no Python ("
+    assert convert(_saved(content, file), Recipe((released,), 8.0), dry_run=True).fingerprint == made.fingerprint
+
+
+def test_a_deepspeed_folder(released: Path, training, training_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ds.pth"
+    folder.mkdir()
+    _saved({"module": training()["state_dict"]}, folder / "mp_rank_00_model_states.pt")
+    made = _merge(folder, released, tmp_path / "out")
+    assert made.layout is Layout.DEEPSPEED
+    assert made.fingerprint == _merge(training_file, released, tmp_path / "other", dry_run=True).fingerprint
+    assert made.provenance["trained"]["files"].keys() == {"mp_rank_00_model_states.pt"}
+
+
+def test_what_a_training_file_does_not_say_is_asked_for(released: Path, training_file: Path) -> None:
+    for alpha in (0.0, -8.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="--lora-alpha is"):
+            convert(training_file, Recipe((released,), alpha))
     with pytest.raises(UsageError, match="--base"):
-        convert(file, Recipe(lora_alpha=8))
+        convert(training_file, Recipe(lora_alpha=8))
     with pytest.raises(UsageError, match="--lora-alpha"):
-        convert(file, Recipe((released,)))
+        convert(training_file, Recipe((released,)))
 
 
 def test_the_cma_extension(released: Path, training, tmp_path: Path) -> None:
@@ -262,8 +282,57 @@ def test_the_cma_extension(released: Path, training, tmp_path: Path) -> None:
     assert any("outputs differ" in note for note in made.notes)
     model, _ = load_checkpoint(made.out)
     assert model.cma is not None and model.cma.gamma.item() == 0.5
-    with pytest.raises(UsageError, match="no place for the cross-modal attention"):
-        convert(made.out, to="sa2va")
+    with pytest.raises(CheckpointError, match="no place for the cross-modal attention"):
+        convert(made.out, to="sa2va", dry_run=True)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_an_internlm2(internlm2: Path, training, tmp_path: Path, version: str) -> None:
+    """Its attention is fused in the file, so its LoRA is, too; ours is not."""
+    content = training(version, folder=internlm2)
+    made = _merge(_saved(content, tmp_path / "iter.pth"), internlm2, tmp_path / "out")
+    rows = _rows(made)
+    assert (rows[LLM].changed, rows["mllm.model.lm_head"].changed) == (15, 1)
+    back = convert(made.out, to="sa2va", out=tmp_path / "back")
+    assert convert(back.out, dry_run=True).fingerprint == made.fingerprint
+    ours, base = load_file(back.out / "model.safetensors"), load_file(internlm2 / "model.safetensors")
+    assert ours.keys() == base.keys()
+    name, file = "model.layers.1.attention.wqkv", content["state_dict"]
+    a, b = (file[f"{PEFT}{name}.lora_{side}.default.weight"] for side in "AB")
+    full = f"language_model.{name}.weight"
+    torch.testing.assert_close(ours[full], base[full].float() + 2.0 * b @ a)
+    adapter = convert(tmp_path / "iter.pth", Recipe((internlm2,), 8.0), "adapter", tmp_path / "adapter")
+    assert adapter.fingerprint == made.fingerprint
+
+
+def test_a_base_that_was_converted_is_the_same_base(released: Path, training_file: Path, tmp_path: Path) -> None:
+    base = convert(released, out=tmp_path / "base").out
+    expected = _merge(training_file, released, tmp_path / "out", dry_run=True).fingerprint
+    assert _merge(training_file, base, tmp_path / "out", dry_run=True).fingerprint == expected
+
+
+def test_a_module_that_stayed_what_it_was_is_said(released: Path, training, tmp_path: Path) -> None:
+    content = training()
+    for name, tensor in content["state_dict"].items():
+        if ".lora_B." in name:
+            tensor.zero_()
+    still = training(noise=0.0)["state_dict"]
+    vocabulary = [name for name in still if "embed_tokens" in name]
+    content["state_dict"] |= {name: still[name] for name in vocabulary}
+    made = _merge(_saved(content, tmp_path / "iter.pth"), released, tmp_path / "out", dry_run=True)
+    assert _rows(made)[LLM].changed == 0
+    assert any(f"names 15 tensors of {LLM}, but none of them differs" in note for note in made.notes)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    released: Path, training_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr("salmacli.checkpoints.disk.shutil.disk_usage", lambda path: usage)
+    for to in ("folder", "pth", "sa2va", "adapter"):
+        with pytest.raises(CheckpointError, match=r"its disk has 0\.00 GB left"):
+            convert(training_file, Recipe((released,), 8.0), to, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [training_file]
 
 
 def test_a_training_on_pieces(released: Path, training, tmp_path: Path) -> None:
@@ -289,199 +358,6 @@ def test_a_training_on_pieces(released: Path, training, tmp_path: Path) -> None:
         convert(file, Recipe((mllm,), 8.0))
     both = convert(mllm, Recipe((sam2,), sam2_config=sizes), dry_run=True)
     assert any("text_hidden_fcs starts fresh" in note for note in both.notes)
-
-
-# Faults, each through the command line: one clear line and exit code 4.
-
-
-def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def _config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def _shards(folder: Path) -> list[Path]:
-    from salmacli.checkpoints.files import open_safetensors, write_shards
-
-    tensors = {name: lazy.then(torch.clone) for name, lazy in open_safetensors(folder).items()}
-    held = {name: lazy.read() for name, lazy in tensors.items()}
-    (folder / "model.safetensors").unlink()
-    from salmacli.checkpoints.lazy import LazyTensor
-
-    return write_shards(folder, {name: LazyTensor.of(tensor) for name, tensor in held.items()}, 500_000)
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-
-GAMMA = "grounding_encoder.sam2_model.memory_encoder.fuser.layers.0."
-RELEASED_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing shard": (lambda folder: _shards(folder)[1].unlink(), r"lacks the shard model-00002-of-\d+\.safetensors"),
-    "truncated file": (lambda folder: _cut(folder / "model.safetensors"), r"model\.safetensors is cut off"),
-    "truncated shard": (lambda folder: _cut(_shards(folder)[0]), r"model-00001-of-\d+\.safetensors is cut off"),
-    "key renamed": (
-        lambda folder: _change(folder, lambda t: t.update({"mlp1.4.bias": t.pop("mlp1.3.bias")})),
-        r"mlp1\.4\.bias",
-    ),
-    "key of SAM 2 renamed": (
-        lambda folder: _change(
-            folder, lambda t: t.update({f"{FILE_DECODER}x": t.pop(f"{FILE_DECODER}iou_token.weight")})
-        ),
-        r"sam_mask_decoder\.x",
-    ),
-    "key missing": (
-        lambda folder: _change(folder, lambda t: t.pop("language_model.model.norm.weight")),
-        r"language_model\.norm\.weight",
-    ),
-    "gamma": (
-        lambda folder: _change(folder, lambda t: t.update({f"{GAMMA}gamma": t.pop(f"{GAMMA}g_weight")})),
-        r"fuser\.layers\.0\.gamma",
-    ),
-    "head missing, not tied": (
-        lambda folder: _change(folder, lambda t: t.pop("language_model.lm_head.weight")),
-        "lm_head",
-    ),
-    "tied, but differs": (lambda folder: _config(folder, tie_word_embeddings=True), "head"),
-    "module. prefix": (
-        lambda folder: _change(folder, lambda t: [t.update({f"module.{name}": t.pop(name)}) for name in list(t)]),
-        r"begin with module\.",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", RELEASED_FAULTS)
-def test_faults_of_a_released_model(
-    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
-) -> None:
-    change, told = RELEASED_FAULTS[fault]
-    folder = tmp_path / "model"
-    shutil.copytree(released, folder)
-    change(folder)
-    _fails(["convert", str(folder)], told, capsys)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-class Code:
-    """What a stranger's pickle may hold."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, ("exit 1",)
-
-
-def _other_rank(content: dict[str, Any]) -> None:
-    stem = f"{PEFT}model.layers.0.mlp.up_proj.lora_"
-    tensors = content["state_dict"]
-    tensors[f"{stem}A.default.weight"] = tensors[f"{stem}A.default.weight"][:2].clone()
-    tensors[f"{stem}B.default.weight"] = tensors[f"{stem}B.default.weight"][:, :2].clone()
-
-
-def _prefixed(content: dict[str, Any]) -> None:
-    content["state_dict"] = {f"module.{name}": tensor for name, tensor in content["state_dict"].items()}
-
-
-TRAINING_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "key renamed": (
-        lambda c: c["state_dict"].update({"text_hidden_fc.0.bias": c["state_dict"].pop("text_hidden_fcs.0.bias")}),
-        r"text_hidden_fc\.0\.bias",
-    ),
-    "other rank in one module": (_other_rank, r"rank 4, but 2 in 1 tensor \(.*up_proj"),
-    "module. prefix": (_prefixed, r"begin with module\."),
-    "malicious": (lambda c: c.update(meta=Code()), r"wants to run (posix|nt)\.system"),
-    "not finite": (
-        lambda c: c["state_dict"]["text_hidden_fcs.0.bias"].fill_(float("nan")),
-        r"text_hidden_fcs\.0\.bias",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", TRAINING_FAULTS)
-def test_faults_of_a_training_file(
-    released: Path, training, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
-) -> None:
-    change, told = TRAINING_FAULTS[fault]
-    content = training()
-    change(content)
-    file = _saved(content, tmp_path / "iter.pth")
-    _fails(["convert", str(file), "--base", str(released), "--lora-alpha", "8"], told, capsys)
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_truncated_training_file(released: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _cut(file)
-    _fails(["convert", str(file), "--base", str(released), "--lora-alpha", "8"], r"iter_120\.pth is cut off", capsys)
-
-
-def test_a_rank_other_than_stated(
-    released: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "c.json").write_text('{"lora_r": 128, "lora_alpha": 256}')
-    argv = ["convert", str(file), "--base", str(released), "--config", str(tmp_path / "c.json")]
-    _fails(argv, "rank 4, but its configuration states 128", capsys)
-
-
-@pytest.mark.parametrize("kind", ["other shapes", "other weights", "fewer layers"])
-def test_a_wrong_base(
-    released: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    from salmacli.checkpoints.lazy import LazyTensor
-
-    assert LazyTensor  # the base is changed as a file, like a user's
-    other = tmp_path / "other"
-    shutil.copytree(released, other)
-    random = torch.Generator().manual_seed(9)
-
-    def shuffled(tensors: dict[str, torch.Tensor]) -> None:
-        for name, tensor in tensors.items():
-            flat = tensor.flatten()
-            tensors[name] = flat[torch.randperm(len(flat), generator=random)].reshape(tensor.shape)
-
-    def shallow(tensors: dict[str, torch.Tensor]) -> None:
-        for name in list(tensors):
-            if name.startswith("language_model.model.layers.1."):
-                del tensors[name]
-        llm = {**json.loads((other / "config.json").read_text())["llm_config"], "num_hidden_layers": 1}
-        llm.pop("layer_types", None)
-        _config(other, llm_config=llm)
-
-    def narrow(tensors: dict[str, torch.Tensor]) -> None:
-        for name in ("mlp.gate_proj", "mlp.up_proj"):
-            for layer in (0, 1):
-                full = f"language_model.model.layers.{layer}.{name}.weight"
-                tensors[full] = tensors[full][:200].clone()
-        for layer in (0, 1):
-            full = f"language_model.model.layers.{layer}.mlp.down_proj.weight"
-            tensors[full] = tensors[full][:, :200].clone()
-        llm = {**json.loads((other / "config.json").read_text())["llm_config"], "intermediate_size": 200}
-        _config(other, llm_config=llm)
-
-    _change(other, {"other shapes": narrow, "other weights": shuffled, "fewer layers": shallow}[kind])
-    told = {"other shapes": "of other shapes", "other weights": "nothing in common", "fewer layers": "does not have"}[
-        kind
-    ]
-    _fails(["convert", str(file), "--base", str(other), "--lora-alpha", "8"], f"{told}.*--base", capsys)
-
-
-def test_a_training_that_changed_nothing(
-    released: Path, training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    still = _saved(training(noise=0.0), tmp_path / "still.pth")
-    _fails(["convert", str(still), "--base", str(released), "--lora-alpha", "8"], "changes nothing", capsys)
-
-
-def _fails(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import re
-
-    assert main(argv) == 4
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1, err
-    assert re.search(told, err), err
 
 
 # The real case.

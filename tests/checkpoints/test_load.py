@@ -82,6 +82,14 @@ def test_the_type_is_the_one_asked_for(run_checkpoint: Path, tiny_model) -> None
     assert computed and all(torch.equal(dict(model.named_buffers())[name], one) for name, one in computed.items())
 
 
+@pytest.mark.gpu
+def test_tensors_go_straight_to_the_device(run_checkpoint: Path, tiny_model) -> None:
+    model, _ = load_checkpoint(run_checkpoint, "cuda", torch.bfloat16)
+    assert all(one.is_cuda for one in (*model.parameters(), *model.buffers()))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.cpu(), tiny_model.state_dict()[name].to(tensor.dtype))
+
+
 def test_one_tensor_at_a_time_is_in_memory(run_checkpoint: Path) -> None:
     place, _, contents = read_contents(run_checkpoint)
     alive: list[weakref.ref[torch.Tensor]] = []

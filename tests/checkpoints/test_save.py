@@ -200,3 +200,12 @@ def test_provenance_is_kept(tiny_model, tmp_path: Path) -> None:
         assert found.provenance == {"sources": [], "notes": ["x"]}
         assert found.tokenizer == contents.tokenizer
         assert fingerprint_of(found.tensors) == fingerprint_of(contents.tensors)
+
+
+def test_one_pth_is_pytorchs_own_format(tiny_model, tmp_path: Path) -> None:
+    contents = contents_of(tiny_model, config={}, step=3)
+    write_pth(tmp_path / "one.pth", contents)
+    for mapped in (False, True):
+        found = torch.load(tmp_path / "one.pth", weights_only=True, mmap=mapped)
+        assert found["step"] == 3 and list(found["state_dict"]) == list(contents.tensors)
+        assert all(torch.equal(tensor, contents.tensors[name].read()) for name, tensor in found["state_dict"].items())

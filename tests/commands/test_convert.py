@@ -56,7 +56,7 @@ def test_a_training_says_what_it_changed(shared_data: Path, tmp_path: Path, caps
         (["{step}", "--out", "{step}"], 2, "the checkpoint itself"),
         (["{step}", "--adapter"], 2, "holds no LoRA"),
         (["{step}", "--adapter", "--to", "pth"], 2, "--adapter writes a folder of its own kind"),
-        (["{step}", "--to", "sa2va"], 2, "no place for the cross-modal attention"),
+        (["{step}", "--to", "sa2va"], 4, "no place for the cross-modal attention"),
         (["{step}", "--base", "{tmp}/nobody"], 4, "nobody"),
     ],
 )
