@@ -34,10 +34,10 @@ from torch import Tensor
 
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.empty import empty_model, untied
-from salmacli.checkpoints.files import open_safetensors, write_shards
-from salmacli.checkpoints.lazy import LazyTensor
-from salmacli.checkpoints.sa2va import sa2va_folder
-from salmacli.checkpoints.tokenizers import tokenizer_files
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import open_safetensors, write_shards
+from salmacli.checkpoints.sources.sa2va import sa2va_folder
+from salmacli.checkpoints.sources.tokenizers import tokenizer_files
 from salmacli.config.loading import load_config
 from salmacli.models.tokenizer import build_tokenizer
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from salmacli.checkpoints.adapters import contents_of_adapter
 from salmacli.checkpoints.combine import combine, fitted, provenance, rounds_rotary, sections_of, union
 from salmacli.checkpoints.contents import Contents
-from salmacli.checkpoints.deepspeed import deepspeed_folder, open_deepspeed
-from salmacli.checkpoints.files import open_safetensors
+from salmacli.checkpoints.files.deepspeed import deepspeed_folder, open_deepspeed
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.pickles import lazy_state_dict, open_pickle
+from salmacli.checkpoints.files.tensors import open_safetensors
 from salmacli.checkpoints.layouts import Layout, detect
-from salmacli.checkpoints.lazy import LazyTensor
 from salmacli.checkpoints.load import build_model, read_contents
-from salmacli.checkpoints.lora import LoraSettings
-from salmacli.checkpoints.parts import Parts
-from salmacli.checkpoints.pickles import lazy_state_dict, open_pickle
-from salmacli.checkpoints.sources import open_source
-from salmacli.checkpoints.training_config import lora_settings_in, read_lora_settings
-from salmacli.checkpoints.training_files import Training, merge_training, read_training
+from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.training.adapters import contents_of_adapter
+from salmacli.checkpoints.training.lora import LoraSettings
+from salmacli.checkpoints.training.training_config import lora_settings_in, read_lora_settings
+from salmacli.checkpoints.training.training_files import Training, merge_training, read_training
 from salmacli.errors import UsageError
 
 _TRAINING = (Layout.TRAINING_V1, Layout.TRAINING_V2, Layout.TRAINING_CMA, Layout.DEEPSPEED)

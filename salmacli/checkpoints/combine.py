@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.empty import empty_model, read_tokenizer, untied
-from salmacli.checkpoints.files import first_few
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import first_few
 from salmacli.checkpoints.layouts import Layout
-from salmacli.checkpoints.lazy import LazyTensor
-from salmacli.checkpoints.parts import Parts
-from salmacli.checkpoints.training_files import EMBEDDING, HEAD, VOCABULARY
+from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.training.training_files import EMBEDDING, HEAD, VOCABULARY
 from salmacli.config.files import sha256
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError

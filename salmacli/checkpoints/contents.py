@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from salmacli.checkpoints.files import raw_bytes, read_as_announced
-from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import raw_bytes, read_as_announced
 
 
 @dataclass(frozen=True)

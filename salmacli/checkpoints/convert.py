@@ -11,19 +11,19 @@ from typing import Any, Literal
 
 import torch
 
-from salmacli.checkpoints.adapters import contents_of_adapter, write_adapter
 from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
-from salmacli.checkpoints.comparison import Difference, ModuleRow, difference, key_report, module_of
 from salmacli.checkpoints.contents import Contents, digest, fingerprint_of
-from salmacli.checkpoints.disk import replacing, room
-from salmacli.checkpoints.files import read_as_announced, write_shards
+from salmacli.checkpoints.files.disk import replacing, room
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import read_as_announced, write_shards
 from salmacli.checkpoints.layouts import Layout, detect
-from salmacli.checkpoints.lazy import LazyTensor
 from salmacli.checkpoints.load import read_contents
-from salmacli.checkpoints.sa2va import sa2va_folder
 from salmacli.checkpoints.save import write_folder, write_pth
-from salmacli.checkpoints.sources import open_source
-from salmacli.checkpoints.training_files import VOCABULARY, check_base
+from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.sa2va import sa2va_folder
+from salmacli.checkpoints.training.adapters import contents_of_adapter, write_adapter
+from salmacli.checkpoints.training.comparison import Difference, ModuleRow, difference, key_report, module_of
+from salmacli.checkpoints.training.training_files import VOCABULARY, check_base
 from salmacli.config.files import safe_name, sha256
 from salmacli.errors import CheckpointError, UsageError
 

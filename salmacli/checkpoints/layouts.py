@@ -8,9 +8,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from salmacli.checkpoints.deepspeed import deepspeed_folder
-from salmacli.checkpoints.files import WEIGHTS, index_of, open_safetensors, read_index
-from salmacli.checkpoints.pickles import open_pickle
+from salmacli.checkpoints.files.deepspeed import deepspeed_folder
+from salmacli.checkpoints.files.pickles import open_pickle
+from salmacli.checkpoints.files.tensors import WEIGHTS, index_of, open_safetensors, read_index
 from salmacli.config.files import read_json
 from salmacli.errors import CheckpointError, DataError
 

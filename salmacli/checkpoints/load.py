@@ -15,8 +15,10 @@ from torch import nn
 from salmacli.checkpoints.combine import fitted
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.empty import empty_model, read_tokenizer, untied
-from salmacli.checkpoints.files import open_safetensors
-from salmacli.checkpoints.hub import resolve
+from salmacli.checkpoints.files.hub import resolve
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.pickles import lazy_state_dict, open_pickle, read_pickle
+from salmacli.checkpoints.files.tensors import open_safetensors
 from salmacli.checkpoints.layouts import (
     ADAPTER_FORMAT,
     CONFIG,
@@ -28,9 +30,7 @@ from salmacli.checkpoints.layouts import (
     read_config,
     salma_folder,
 )
-from salmacli.checkpoints.lazy import LazyTensor
-from salmacli.checkpoints.pickles import lazy_state_dict, open_pickle, read_pickle
-from salmacli.checkpoints.tokenizers import FILES
+from salmacli.checkpoints.sources.tokenizers import FILES
 from salmacli.config.files import sha256
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
@@ -134,7 +134,7 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
     if layout is Layout.SALMA_PTH:
         return path, layout, _read_pth(path)
     if layout is Layout.SALMA_ADAPTER:
-        from salmacli.checkpoints.adapters import contents_of_adapter  # reads its base, maybe by this function
+        from salmacli.checkpoints.training.adapters import contents_of_adapter  # reads its base, maybe by this function
 
         folder = salma_folder(path, ADAPTER_FORMAT) or path
         return folder, layout, contents_of_adapter(folder)

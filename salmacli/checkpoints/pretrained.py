@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from salmacli.checkpoints.combine import combine
-from salmacli.checkpoints.files import MAX_SHARD_BYTES, WEIGHTS
+from salmacli.checkpoints.files.tensors import MAX_SHARD_BYTES, WEIGHTS
 from salmacli.checkpoints.load import CheckpointInfo, build_model, fill, load_checkpoint
-from salmacli.checkpoints.parts import Parts
 from salmacli.checkpoints.save import contents_of, write_folder
-from salmacli.checkpoints.sources import open_source
+from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.parts import Parts
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError, ConfigError
 from salmacli.models.salma import Salma

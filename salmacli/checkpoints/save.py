@@ -31,14 +31,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from salmacli import __version__
 from salmacli.checkpoints.card import CARD, card
 from salmacli.checkpoints.contents import Contents
-from salmacli.checkpoints.disk import replacing, room
 from salmacli.checkpoints.empty import untied
-from salmacli.checkpoints.files import MAX_SHARD_BYTES, WEIGHTS, raw_bytes, read_as_announced, write_shards
+from salmacli.checkpoints.files.disk import replacing, room
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.pickles import read_pickle
+from salmacli.checkpoints.files.tensors import MAX_SHARD_BYTES, WEIGHTS, raw_bytes, read_as_announced, write_shards
 from salmacli.checkpoints.layouts import CONFIG, FORMAT, SCHEMA, TRAINER, TRAINER_FORMAT, salma_folder
-from salmacli.checkpoints.lazy import LazyTensor
-from salmacli.checkpoints.pickles import read_pickle
 from salmacli.checkpoints.processor import PROCESSOR, processor_of
-from salmacli.checkpoints.tokenizers import tokenizer_files
+from salmacli.checkpoints.sources.tokenizers import tokenizer_files
 from salmacli.config.files import safe_name
 from salmacli.errors import CheckpointError, UsageError
 

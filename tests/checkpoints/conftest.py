@@ -34,10 +34,10 @@ def internlm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _released(folder: Path, *settings: str) -> Path:
-    from salmacli.checkpoints.files import write_shards
-    from salmacli.checkpoints.lazy import LazyTensor
-    from salmacli.checkpoints.sa2va import sa2va_folder
+    from salmacli.checkpoints.files.lazy import LazyTensor
+    from salmacli.checkpoints.files.tensors import write_shards
     from salmacli.checkpoints.save import contents_of
+    from salmacli.checkpoints.sources.sa2va import sa2va_folder
     from salmacli.config.loading import load_config
     from salmacli.models.salma import Salma
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from salmacli.checkpoints.combine import combine, fitted
+from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.layouts import Layout
-from salmacli.checkpoints.lazy import LazyTensor
 from salmacli.checkpoints.load import build_model
-from salmacli.checkpoints.parts import Parts
-from salmacli.checkpoints.sources import open_source
-from salmacli.checkpoints.training_files import EMBEDDING, HEAD
+from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.training.training_files import EMBEDDING, HEAD
 from salmacli.errors import CheckpointError
 
 CMA = {"cma": {"enabled": True, "heads": 4}}

@@ -14,7 +14,7 @@ from salmacli.checkpoints.assemble import Recipe
 from salmacli.checkpoints.convert import Conversion, convert, default_out
 from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.load import load_checkpoint, read_contents
-from salmacli.checkpoints.sources import open_source
+from salmacli.checkpoints.sources.opening import open_source
 from salmacli.config.files import sha256
 from salmacli.errors import CheckpointError, UsageError
 
@@ -328,7 +328,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     released: Path, training_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr("salmacli.checkpoints.disk.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("salmacli.checkpoints.files.disk.shutil.disk_usage", lambda path: usage)
     for to in ("folder", "pth", "sa2va", "adapter"):
         with pytest.raises(CheckpointError, match=r"its disk has 0\.00 GB left"):
             convert(training_file, Recipe((released,), 8.0), to, tmp_path / "out")

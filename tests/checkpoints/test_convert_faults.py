@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salmacli.checkpoints.files import write_shards
-from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import write_shards
 from salmacli.cli import main
 
 PEFT = "mllm.model.language_model.base_model.model."

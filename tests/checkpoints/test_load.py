@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.load import build_model, fill, load_checkpoint, load_trainer_state, read_contents
 from salmacli.checkpoints.save import save_checkpoint, write_folder, write_pth
 from salmacli.config.files import sha256

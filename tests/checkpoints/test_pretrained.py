@@ -15,11 +15,11 @@ from huggingface_hub import HfApi, constants
 import salmacli
 from salmacli import SalmaModel
 from salmacli.checkpoints import pretrained
+from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.layouts import Layout
-from salmacli.checkpoints.lazy import LazyTensor
 from salmacli.checkpoints.load import load_checkpoint
-from salmacli.checkpoints.parts import Parts
 from salmacli.checkpoints.save import contents_of
+from salmacli.checkpoints.sources.parts import Parts
 from salmacli.config.loading import load_config
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError, ConfigError, UsageError

@@ -10,11 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from salmacli.checkpoints import disk
 from salmacli.checkpoints.card import card
 from salmacli.checkpoints.contents import fingerprint_of
 from salmacli.checkpoints.empty import untied
-from salmacli.checkpoints.lazy import LazyTensor
+from salmacli.checkpoints.files import disk
+from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.save import contents_of, save_checkpoint, write_folder, write_pth
 from salmacli.errors import CheckpointError, UsageError

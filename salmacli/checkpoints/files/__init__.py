@@ -1,0 +1,1 @@
+"""Bytes on disks and hubs ↔ tensors by name; nothing of a stranger's file runs."""

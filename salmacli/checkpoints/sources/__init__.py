@@ -1,0 +1,1 @@
+"""Published models ↔ SALMA's names, configuration and tokenizer."""

@@ -1,0 +1,179 @@
+"""Only what was trained, beside a base that is named by id and hash: LoRA in peft's format, the rest as it is.
+
+An adapter folder::
+
+    config.json                 {"format": "salma-adapter", "bases": [{"name", "files": {file: sha256}}], "lora", …}
+    adapter_config.json         peft's: `peft.PeftModel.from_pretrained(model.mllm.model, FOLDER)` reads these two
+    adapter_model.safetensors   LoRA, and the MLLM's modules that were trained whole (projector, embedding, head)
+    model.safetensors           what was trained beside the MLLM: mask decoder, text projector, attention
+    tokenizer*.json …           as transformers writes them
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from salmacli import __version__
+from salmacli.checkpoints.combine import combine, provenance, union
+from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.files.disk import replacing
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import open_safetensors, write_safetensors
+from salmacli.checkpoints.layouts import ADAPTER_FORMAT, CONFIG, SCHEMA, WEIGHTS
+from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.training.lora import LoraSettings, rank_of, split_pairs
+from salmacli.checkpoints.training.training_files import Training, merge_training
+from salmacli.config.files import read_json, safe_name
+from salmacli.errors import CheckpointError, DataError
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_MLLM, _PEFT = "mllm.model.", "base_model.model."
+# Trained whole, as peft's modules_to_save: the vision-language projector, the embedding and the head.
+_WHOLE = re.compile(
+    r"mllm\.model\.(lm_head|model\.language_model\.embed_tokens|model\.multi_modal_projector\.\w+)\.(weight|bias)"
+)
+
+
+def write_adapter(
+    folder: Path, contents: Contents, training: Training, lora: LoraSettings, bases: Sequence[Parts]
+) -> None:
+    """Write an adapter folder, whole or not at all.
+
+    Args:
+        folder: its place.
+        contents: the merged model, for everything but its tensors.
+        training: what was trained.
+        lora: how LoRA is merged.
+        bases: what it was trained on.
+
+    Raises:
+        CheckpointError: the disk lacks the room.
+    """
+    inside = {name: tensor for name, tensor in training.tensors.items() if _WHOLE.fullmatch(name)}
+    outside = {name: tensor for name, tensor in training.tensors.items() if name not in inside}
+    adapter = {_PEFT + name.removeprefix(_MLLM): tensor for name, tensor in inside.items()}
+    for name, pair in training.pairs.items():
+        module = _PEFT + name.removeprefix(_MLLM).removesuffix(".weight")
+        adapter |= {f"{module}.lora_A.weight": pair.down, f"{module}.lora_B.weight": pair.up}
+    with replacing(folder) as part:
+        write_safetensors(part / ADAPTER, adapter)
+        if outside:
+            write_safetensors(part / WEIGHTS, outside)
+        _write_json(part / ADAPTER_CONFIG, _peft_config(training, lora, inside, bases))
+        _write_json(part / CONFIG, _header(contents, lora, bases))
+        for name, data in contents.tokenizer.items():
+            (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
+
+
+def contents_of_adapter(folder: Path, bases: Sequence[str | Path] = ()) -> Contents:
+    """Merge an adapter folder into its base.
+
+    Args:
+        folder: as `write_adapter` made it.
+        bases: where the bases lie now; none where they still go by the names that the folder has.
+
+    Raises:
+        CheckpointError: something is missing, broken, or another base than the one that was trained on.
+    """
+    header = _read_header(folder / CONFIG)
+    names = [str(base) for base in bases] or [base["name"] for base in header["bases"]]
+    model = header["model"]
+    parts = [open_source(name, sam2_config=model["sam2"]) for name in names]
+    found, wanted = ([_hashes(record) for record in records] for records in (map(provenance, parts), header["bases"]))
+    if sorted(found) != sorted(wanted):
+        raise CheckpointError(
+            f"{folder} was made for another base than {' + '.join(names)}: the hashes of the files differ",
+            f"name its true base ({', '.join(base['name'] for base in header['bases'])}) with salma convert --base",
+        )
+    tensors = {_MLLM + name.removeprefix(_PEFT): tensor for name, tensor in open_safetensors(folder / ADAPTER).items()}
+    pairs, whole = split_pairs(tensors, str(folder / ADAPTER))
+    if (folder / WEIGHTS).is_file():
+        whole |= open_safetensors(folder / WEIGHTS)
+    training = Training(whole, {f"{module}.weight": pair for module, pair in pairs.items()}, {}, model, ())
+    lora = LoraSettings(header["lora"]["alpha"], header["lora"]["rank"], header["lora"]["root"])
+    contents = combine(parts, model, merge_training(training, union(parts), lora, str(folder)))
+    return replace(contents, step=header["step"], tokenizer=_tokenizer(folder), provenance=header["provenance"])
+
+
+def _peft_config(
+    training: Training, lora: LoraSettings, inside: Mapping[str, LazyTensor], bases: Sequence[Parts]
+) -> dict[str, Any]:
+    """The fields that peft needs; every module by its full name, because the vision tower has a q_proj, too."""
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": next((part.name for part in bases if "mllm" in part.model), None),
+        "r": rank_of(training.pairs, lora, "the training"),
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": lora.root,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(_module(name) for name in training.pairs),
+        "modules_to_save": sorted({_module(name) for name in inside}) or None,
+        "task_type": None,
+    }
+
+
+def _header(contents: Contents, lora: LoraSettings, bases: Sequence[Parts]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "format": ADAPTER_FORMAT,
+        "salma": __version__,
+        "step": contents.step,
+        "bases": [{**provenance(part), "name": _lasting(part)} for part in bases],
+        "lora": {"alpha": lora.alpha, "rank": contents.provenance["lora"]["rank"], "root": lora.root},
+        "model": dict(contents.model),
+        "provenance": dict(contents.provenance),
+    }
+
+
+def _lasting(part: Parts) -> str:
+    """A hub id, or a path that means the same from every working folder."""
+    return str(Path(part.name).resolve()) if Path(part.name).exists() else part.name
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    if header.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {header.get('schema')!r}, this SALMA reads {SCHEMA}", "use the SALMA that wrote it"
+        )
+    try:
+        for base in header["bases"]:
+            _ = str(base["name"]), _hashes(base)
+        _ = header["lora"]["alpha"] / header["lora"]["rank"], header["lora"]["root"], header["model"]["sam2"]
+        _ = header["step"], header["provenance"]
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path} lacks bases, lora, model, step or provenance", "convert again") from error
+    return dict(header)
+
+
+def _tokenizer(folder: Path) -> dict[str, bytes]:
+    own = (CONFIG, ADAPTER_CONFIG, ADAPTER, WEIGHTS)
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name not in own and not file.name.startswith(".")
+    }
+
+
+def _hashes(record: Mapping[str, Any]) -> list[str]:
+    return sorted(record["files"].values())
+
+
+def _module(name: str) -> str:
+    return name.removeprefix(_MLLM).rpartition(".")[0]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,189 @@
+"""Sa2VA's training files: they hold only what was trained, by the names that its wrappers gave.
+
+What a name means is said once, here: wrappers are taken off, LoRA's halves are paired, and everything goes through the
+same explicit map as a released Sa2VA (`key_maps`). What is left over is an error with its names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.files.tensors import first_few
+from salmacli.checkpoints.layouts import bare
+from salmacli.checkpoints.sources.fused import Heads
+from salmacli.checkpoints.sources.key_maps import sa2va_to_salma
+from salmacli.checkpoints.training.cma_extension import extension_to_salma, split_extension
+from salmacli.checkpoints.training.comparison import Difference, difference, module_of
+from salmacli.checkpoints.training.lora import LoraSettings, Pair, merge, rank_of, split_pairs
+from salmacli.errors import CheckpointError
+
+EMBEDDING = "mllm.model.model.language_model.embed_tokens.weight"
+HEAD = "mllm.model.lm_head.weight"
+VOCABULARY = (EMBEDDING, HEAD)  # tensors that get rows when tokens are added
+# What a training adds to an MLLM and a SAM 2 that know nothing of each other.
+NEW = ("text_hidden_fcs.", "cma.")
+
+# Sa2VA predicts in its own way, whatever it was trained on.
+_MODEL = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5}
+_PEFT = re.compile(r"^(language_model|vision_model)\.base_model\.model\.")
+_TRAINED_COPY = re.compile(r"\.modules_to_save\.\w+\.")
+_FROZEN_COPY = re.compile(r"\.(original_module|base_layer)\.")
+_SCALE = re.compile(r"(\.memory_encoder\.fuser\.layers\.\d+)\.gamma$")
+# A training moves weights, yet they still point where they did (medians of 0.93 and more per module were seen); those
+# of another model point anywhere, with cosines of about 0.
+_RELATED = 0.3
+_SAME = 0.99  # for copies that were never trained, rounding aside
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training file says, in SALMA's names.
+
+    Attributes:
+        tensors: stored whole; they take the place of the base's.
+        pairs: LoRA, by the weight that it is added to.
+        frozen: untrained copies that were saved beside trained ones: what the true base has.
+        model: sections of the model's config that follow from it.
+        notes: what the user should know.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    pairs: Mapping[str, Pair]
+    frozen: Mapping[str, LazyTensor]
+    model: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> set[str]:
+        """Everything it claims to have trained."""
+        return {*self.tensors, *self.pairs}
+
+
+def read_training(tensors: Mapping[str, LazyTensor], native: Mapping[str, Any], place: str) -> Training:
+    """Map every name of a training file.
+
+    Args:
+        tensors: by the file's own names.
+        native: ``mllm.native`` of the base's model config.
+        place: the file, for messages.
+
+    Raises:
+        CheckpointError: a name has no meaning or two have the same, or LoRA's halves do not fit.
+    """
+    if wrapped := sorted(name for name in tensors if bare(name) != name):
+        prefix = wrapped[0].removesuffix(bare(wrapped[0]))
+        raise CheckpointError(
+            f"{place}: {first_few(wrapped)} begin with {prefix}, so the file was saved from inside a wrapper",
+            f"save the wrapped model's own state_dict, or take {prefix} off every name",
+        )
+    extension, others = split_extension(tensors)
+    trained, frozen = _unwrapped(others, place)
+    pairs, whole = split_pairs(trained, place)
+    found, merged, copies = (_in_salma(part, native, place) for part in (whole, _weights(pairs), frozen))
+    model: dict[str, Any] = dict(_MODEL)
+    notes: list[str] = []
+    if extension:
+        attention, model["cma"], notes = extension_to_salma(extension, place)
+        found |= attention
+    if not found and not merged:
+        raise CheckpointError(f"{place} holds no weights", "name a file that a training wrote")
+    down = {tensor.origin: pairs[module].down for module, tensor in _ups(pairs).items()}
+    by_weight = {name: Pair(down[up.origin], up) for name, up in merged.items()}
+    return Training(found, by_weight, copies, model, tuple(notes))
+
+
+def merge_training(
+    training: Training, base: Mapping[str, LazyTensor], settings: LoraSettings | None, place: str
+) -> dict[str, LazyTensor]:
+    """What the training changed, in SALMA's names, with LoRA merged into the base's weights.
+
+    Raises:
+        CheckpointError: the base lacks something, has other shapes, or LoRA has another rank than stated.
+    """
+    wanted = {name: tensor.shape for name, tensor in training.tensors.items()}
+    wanted |= {name: pair.shape for name, pair in training.pairs.items()}
+    unknown = sorted(name for name in wanted if name not in base and name != HEAD and not name.startswith(NEW))
+    if unknown:
+        raise CheckpointError(f"{place} trained {first_few(unknown)} that the base does not have", _WRONG_BASE)
+    misfits = [
+        f"{name} {shape}, in the base {base[name].shape}"
+        for name, shape in wanted.items()
+        if name in base and base[name].shape != shape and not (name in VOCABULARY and base[name].shape[1:] == shape[1:])
+    ]
+    if misfits:
+        raise CheckpointError(f"{place} has {first_few(misfits)} of other shapes than its base", _WRONG_BASE)
+    merged = dict(training.tensors)
+    if training.pairs:
+        rank = rank_of(training.pairs, settings, place)
+        assert settings is not None  # the caller asks for α before it comes here
+        for name, pair in training.pairs.items():
+            merged[name] = merge(merged.get(name, base[name]), pair, settings.scale(rank))
+    return merged
+
+
+def check_base(
+    training: Training, base: Mapping[str, LazyTensor], differences: Mapping[str, Difference], place: str
+) -> None:
+    """Refuse a base of the right shapes that the training did not start from.
+
+    Args:
+        training: what the file says.
+        base: the base's tensors.
+        differences: between the base's tensors and what was trained, by name.
+        place: the file, for messages.
+
+    Raises:
+        CheckpointError: the weights of some module point elsewhere, or an untrained copy in the file is not the base's.
+    """
+    for name, copy in training.frozen.items():
+        if name not in base or difference(base[name].read(), copy.read()).cosine < _SAME:
+            raise CheckpointError(f"{place} keeps an untrained copy of {name} that is not the base's", _WRONG_BASE)
+    cosines: dict[str, list[float]] = {}
+    for name, tensor in training.tensors.items():
+        if name in base and len(tensor.shape) >= 2:  # scales and biases are alike in all models
+            cosines.setdefault(module_of(name), []).append(differences[name].cosine)
+    for module, values in cosines.items():
+        if median(values) < _RELATED:
+            raise CheckpointError(
+                f"{place}: its {module} has nothing in common with the base's (median cosine {median(values):.2f})",
+                _WRONG_BASE,
+            )
+
+
+_WRONG_BASE = "it was trained from another base: name that one with --base"
+
+
+def _unwrapped(tensors: Mapping[str, LazyTensor], place: str) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
+    """Names of a released Sa2VA: what was trained, and untrained copies."""
+    trained: dict[str, LazyTensor] = {}
+    frozen: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        own = _PEFT.sub(r"\1.", name.removeprefix("mllm.model."))
+        own = _SCALE.sub(r"\1.g_weight", _TRAINED_COPY.sub(".", own))
+        into = frozen if _FROZEN_COPY.search(own) else trained
+        own = _FROZEN_COPY.sub(".", own)
+        if own in into:
+            raise CheckpointError(f"{place}: two tensors are {own}, one of them {name}", "drop one of them")
+        into[own] = tensor
+    return trained, frozen
+
+
+def _ups(pairs: Mapping[str, Pair]) -> dict[str, LazyTensor]:
+    """B of every pair, with its module as origin: maps may split it, and A belongs to all that it becomes."""
+    return {module: LazyTensor(p.up.shape, p.up.dtype, p.up.read, module) for module, p in pairs.items()}
+
+
+def _weights(pairs: Mapping[str, Pair]) -> dict[str, LazyTensor]:
+    return {f"{module}.weight": up for module, up in _ups(pairs).items()}
+
+
+def _in_salma(tensors: Mapping[str, LazyTensor], native: Mapping[str, Any], place: str) -> dict[str, LazyTensor]:
+    try:
+        return sa2va_to_salma(tensors, Heads.of(native))
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
