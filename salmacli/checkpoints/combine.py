@@ -14,8 +14,8 @@ from salmacli.checkpoints.empty import empty_model, read_tokenizer, untied
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
 from salmacli.checkpoints.layouts import Layout
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY
 from salmacli.checkpoints.sources.parts import Parts
-from salmacli.checkpoints.training.training_files import EMBEDDING, HEAD, VOCABULARY
 from salmacli.config.files import sha256
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError

@@ -19,11 +19,12 @@ from salmacli.checkpoints.files.tensors import read_as_announced, write_shards
 from salmacli.checkpoints.layouts import Layout, detect
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.save import write_folder, write_pth
+from salmacli.checkpoints.sources.key_maps import VOCABULARY
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.sa2va import sa2va_folder
 from salmacli.checkpoints.training.adapters import contents_of_adapter, write_adapter
 from salmacli.checkpoints.training.comparison import Difference, ModuleRow, difference, key_report, module_of
-from salmacli.checkpoints.training.training_files import VOCABULARY, check_base
+from salmacli.checkpoints.training.training_files import check_base
 from salmacli.config.files import safe_name, sha256
 from salmacli.errors import CheckpointError, UsageError
 

@@ -18,8 +18,10 @@ import re
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -121,8 +123,7 @@ def write_folder(
 def write_pth(path: Path, contents: Contents) -> None:
     """Write everything into one ``.pth`` of plain data, atomically, holding one tensor at a time in memory.
 
-    PyTorch writes the archive around tensors without memory, whose bytes then follow one by one. It never reads the
-    archive's checksums of them, which stay those of nothing.
+    PyTorch writes the archive around tensors without memory; their bytes and checksums then follow one by one.
 
     Raises:
         CheckpointError: The disk lacks the room.
@@ -142,9 +143,8 @@ def write_pth(path: Path, contents: Contents) -> None:
             with torch.serialization.skip_data(materialize_fake_tensors=True):
                 torch.save(content, file)
             file.flush()
-            for (name, lazy), place in zip(contents.tensors.items(), _records(file), strict=True):
-                file.seek(place)
-                file.write(raw_bytes(read_as_announced(name, lazy)))
+            for (name, lazy), record in zip(contents.tensors.items(), _records(file), strict=True):
+                record.write(file, raw_bytes(read_as_announced(name, lazy)))
             file.flush()
             os.fsync(file.fileno())
         Path(part).chmod(0o644)
@@ -155,14 +155,41 @@ def write_pth(path: Path, contents: Contents) -> None:
         raise
 
 
-def _records(file: IO[bytes]) -> list[int]:
-    """Where the bytes of each tensor begin in PyTorch's archive, in the order in which they were saved."""
-    found: dict[int, int] = {}
+@dataclass(frozen=True)
+class _Record:
+    """One tensor in PyTorch's archive.
+
+    Attributes:
+        begin: where its bytes begin.
+        listed: where its entry in the archive's directory begins.
+    """
+
+    begin: int
+    listed: int
+
+    def write(self, file: IO[bytes], data: memoryview) -> None:
+        """Put the bytes in their place, and their checksum into the two places that the zip format has for it."""
+        checksum = struct.pack("<I", zlib.crc32(data))
+        file.seek(self.begin)
+        file.write(data)
+        if file.read(4) == b"PK\x07\x08":  # what follows a record whose checksum was not known when it began
+            file.seek(self.begin + len(data) + 4)
+            file.write(checksum)
+        file.seek(self.listed + 16)
+        file.write(checksum)
+
+
+def _records(file: IO[bytes]) -> list[_Record]:
+    """The tensors' records, in the order in which they were saved."""
+    found: dict[int, _Record] = {}
     with zipfile.ZipFile(file) as archive:
+        listed = archive.start_dir  # type: ignore[attr-defined]
         for entry in archive.infolist():
             if number := re.fullmatch(r"[^/]+/data/(\d+)", entry.filename):
                 file.seek(entry.header_offset + 26)  # of the zip format: lengths of a name and of an extra field
-                found[int(number[1])] = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                begin = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                found[int(number[1])] = _Record(begin, listed)
+            listed += 46 + len(entry.filename.encode()) + len(entry.extra) + len(entry.comment)
     return [found[number] for number in sorted(found)]
 
 

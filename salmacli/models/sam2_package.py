@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -50,6 +51,7 @@ def package_yaml(name: str) -> dict[str, Any]:
     return dict(content["model"])
 
 
+@cache
 def named_sam2_config(name: str) -> Sam2Config:
     """Our configuration of one of the package's models, such as ``sam2_hiera_l`` or ``sam2.1_hiera_b+``.
 

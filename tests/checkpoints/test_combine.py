@@ -11,9 +11,9 @@ from salmacli.checkpoints.combine import combine, fitted
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.load import build_model
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.parts import Parts
-from salmacli.checkpoints.training.training_files import EMBEDDING, HEAD
 from salmacli.errors import CheckpointError
 
 CMA = {"cma": {"enabled": True, "heads": 4}}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +196,7 @@ def test_provenance_is_kept(tiny_model, tmp_path: Path) -> None:
     contents = contents_of(tiny_model, config={}, step=3, provenance={"sources": [], "notes": ["x"]})
     write_folder(tmp_path / "folder", contents)
     write_pth(tmp_path / "one.pth", contents)
+    assert zipfile.ZipFile(tmp_path / "one.pth").testzip() is None
     for path in (tmp_path / "folder", tmp_path / "one.pth"):
         found = read_contents(path)[2]
         assert found.provenance == {"sources": [], "notes": ["x"]}

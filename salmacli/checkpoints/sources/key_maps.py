@@ -17,6 +17,8 @@ from salmacli.errors import CheckpointError
 Tensors = Mapping[str, LazyTensor]
 
 MLLM, GROUNDING, SA2VA_SAM2 = "mllm.model.", "grounding.", "grounding_encoder.sam2_model."
+EMBEDDING, HEAD = MLLM + "model.language_model.embed_tokens.weight", MLLM + "lm_head.weight"
+VOCABULARY = (EMBEDDING, HEAD)  # tensors that get rows when tokens are added
 
 _VISION = "model.vision_tower.encoder.layer.{n}."
 _LAYER = "model.language_model.layers.{n}."

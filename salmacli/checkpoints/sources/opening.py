@@ -19,7 +19,9 @@ from salmacli.checkpoints.layouts import Layout, bare, detect
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import (
+    EMBEDDING,
     GROUNDING,
+    HEAD,
     MLLM,
     check_native_internvl,
     internvl_to_native,
@@ -49,8 +51,6 @@ from salmacli.config.schema import Sam2Config
 from salmacli.data.templates import SEG
 from salmacli.errors import CheckpointError, ConfigError, DataError
 
-EMBEDDING = MLLM + "model.language_model.embed_tokens.weight"
-HEAD = MLLM + "lm_head.weight"
 CONFIG = "config.json"
 # What is fetched from the hub: weights, configuration and tokenizer, and no code.
 _WANTED = (CONFIG, *FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")

@@ -7,9 +7,8 @@ from typing import Any
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.sources.fused import Heads
-from salmacli.checkpoints.sources.key_maps import MLLM, salma_to_sa2va
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, MLLM, salma_to_sa2va
 from salmacli.checkpoints.sources.mllm_configs import internvl_of_native
-from salmacli.checkpoints.sources.opening import EMBEDDING, HEAD
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
 

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from salmacli.checkpoints.sources.sentencepiece_model import SentencePieceModel
 from salmacli.config.files import read_json
-from salmacli.data.templates import SEG
 from salmacli.errors import CheckpointError, DataError
+from salmacli.models.tokenizer import SEGMENTATION_TOKENS
 
 # What Sa2VA adds to an MLLM, in its order: ids count.
-SA2VA_TOKENS = (SEG, "<p>", "</p>", "<vp>", "</vp>")
 FAST, CONFIG, ADDED, SPECIAL = "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
 FILES = (FAST, CONFIG, ADDED, SPECIAL, VOCABULARY, MERGES, SENTENCEPIECE, "chat_template.jinja", "chat_template.json")
@@ -60,7 +59,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def add_sa2va_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Add Sa2VA's special tokens at the end, unless they are there; returns those that were not."""
     vocabulary = tokenizer.get_vocab()
-    missing = [token for token in SA2VA_TOKENS if token not in vocabulary]
+    missing = [token for token in SEGMENTATION_TOKENS if token not in vocabulary]
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
     return missing
 

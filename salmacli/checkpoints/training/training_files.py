@@ -16,15 +16,12 @@ from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
 from salmacli.checkpoints.layouts import bare
 from salmacli.checkpoints.sources.fused import Heads
-from salmacli.checkpoints.sources.key_maps import sa2va_to_salma
+from salmacli.checkpoints.sources.key_maps import HEAD, VOCABULARY, sa2va_to_salma
 from salmacli.checkpoints.training.cma_extension import extension_to_salma, split_extension
 from salmacli.checkpoints.training.comparison import Difference, difference, module_of
 from salmacli.checkpoints.training.lora import LoraSettings, Pair, merge, rank_of, split_pairs
 from salmacli.errors import CheckpointError
 
-EMBEDDING = "mllm.model.model.language_model.embed_tokens.weight"
-HEAD = "mllm.model.lm_head.weight"
-VOCABULARY = (EMBEDDING, HEAD)  # tensors that get rows when tokens are added
 # What a training adds to an MLLM and a SAM 2 that know nothing of each other.
 NEW = ("text_hidden_fcs.", "cma.")
 

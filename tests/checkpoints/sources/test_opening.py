@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from salmacli.checkpoints.layouts import Layout
-from salmacli.checkpoints.sources.opening import EMBEDDING, HEAD, open_source
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD
+from salmacli.checkpoints.sources.opening import open_source
 from salmacli.config.schema import MllmConfig, ModelConfig, Sam2Config
 from salmacli.errors import CheckpointError, SalmaError
 from salmacli.models.grounding import build_grounding

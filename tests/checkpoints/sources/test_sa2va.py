@@ -10,7 +10,8 @@ import torch
 
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.files.tensors import open_safetensors, write_shards
-from salmacli.checkpoints.sources.opening import EMBEDDING, HEAD, open_source
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD
+from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.checkpoints.sources.sa2va import sa2va_folder
 from salmacli.config.schema import ModelConfig

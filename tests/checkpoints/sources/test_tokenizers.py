@@ -8,13 +8,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from salmacli.checkpoints.sources.tokenizers import (
-    SA2VA_TOKENS,
     add_sa2va_tokens,
     check_vocabulary,
     open_tokenizer,
     tokenizer_files,
 )
 from salmacli.errors import CheckpointError
+from salmacli.models.tokenizer import SEGMENTATION_TOKENS
 
 PICTURES = ("<img>", "</img>", "<IMG_CONTEXT>")
 TEXT = "<|im_start|>user\n<img><IMG_CONTEXT></img>\nPlease segment the cat.<|im_end|>\n"
@@ -110,8 +110,8 @@ def test_internlm2s_tokenizer_begins_with_its_first_token(internlm2: Path, tmp_p
 def test_sa2vas_tokens_come_last_and_once(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer = open_tokenizer(request.getfixturevalue(kind))
     size = len(tokenizer)
-    assert add_sa2va_tokens(tokenizer) == list(SA2VA_TOKENS)
-    assert tokenizer.convert_tokens_to_ids(list(SA2VA_TOKENS)) == list(range(size, size + 5))
+    assert add_sa2va_tokens(tokenizer) == list(SEGMENTATION_TOKENS)
+    assert tokenizer.convert_tokens_to_ids(list(SEGMENTATION_TOKENS)) == list(range(size, size + 5))
     assert add_sa2va_tokens(tokenizer) == []
     (*_, seg, dot) = tokenizer("Sure, [SEG].", add_special_tokens=False)["input_ids"]
     assert seg == size and tokenizer.decode([dot]) == "."
