@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from salmacli.checkpoints.files.lazy import LazyTensor
-from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, check_base, merge_training, read_training
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.training.comparison import difference
 from salmacli.checkpoints.training.lora import LoraSettings
+from salmacli.checkpoints.training.training_files import check_base, merge_training, read_training
 from salmacli.errors import CheckpointError
 
 LLM = "mllm.model.model.language_model."
