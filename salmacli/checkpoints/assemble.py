@@ -18,7 +18,7 @@ from salmacli.checkpoints.files.pickles import lazy_state_dict, open_pickle
 from salmacli.checkpoints.files.tensors import open_safetensors
 from salmacli.checkpoints.layouts import Layout, detect
 from salmacli.checkpoints.load import build_model, read_contents
-from salmacli.checkpoints.sources.opening import open_source
+from salmacli.checkpoints.sources.opening import locate, open_source
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.checkpoints.training.adapters import contents_of_adapter
 from salmacli.checkpoints.training.lora import LoraSettings
@@ -73,20 +73,21 @@ class Assembled:
     notes: tuple[str, ...] = field(default=())
 
 
-def assemble(file: Path, recipe: Recipe) -> Assembled:
+def assemble(name_or_path: str | Path, recipe: Recipe) -> Assembled:
     """Open everything, map every name, merge LoRA; nothing but LoRA's pairs and scalars is read yet.
 
     Raises:
         CheckpointError: something is missing, broken, unsafe, left over or of another model.
         UsageError: the file needs a base or α, and none is named.
     """
+    file = locate(name_or_path)
     layout = detect(file)
     if layout in _TRAINING:
         made = _of_training(file, layout, recipe)
     elif layout is Layout.SALMA_ADAPTER:
         made = Assembled(file, layout, contents_of_adapter(file, recipe.bases))
     else:
-        made = _of_models(file, layout, recipe)
+        made = _of_models(name_or_path, file, layout, recipe)
     return made if recipe.dtype is None else _cast(made, recipe.dtype)
 
 
@@ -115,7 +116,7 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     return Assembled(file, layout, contents, base, training, lora, parts, tuple(notes))
 
 
-def _of_models(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
+def _of_models(name_or_path: str | Path, file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     bases = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
     notes = []
     if recipe.lora_alpha is not None or recipe.config is not None:
@@ -124,7 +125,7 @@ def _of_models(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
         source, _, contents = read_contents(file)
         contents = replace(contents, tensors=fitted(contents.tensors, build_model(contents, source), str(source)))
         return Assembled(source, layout, contents, union(bases) if bases else None, parts=bases, notes=tuple(notes))
-    first = open_source(file, sam2_config=recipe.sam2_config)
+    first = open_source(name_or_path, sam2_config=recipe.sam2_config)
     whole = all(
         any(name.startswith(part) for name in first.tensors) for part in ("mllm.", "grounding.", "text_hidden_fcs.")
     )

@@ -30,6 +30,7 @@ from salmacli.errors import CheckpointError, UsageError
 
 Form = Literal["folder", "pth", "sa2va", "adapter"]
 
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _REPLACEABLE: dict[Form, tuple[Layout, ...]] = {
     "folder": (Layout.SALMA_FOLDER,),
     "pth": (Layout.SALMA_PTH,),
@@ -69,7 +70,7 @@ class Conversion:
 
 
 def convert(
-    file: Path,
+    file: str | Path,
     recipe: Recipe | None = None,
     to: Form = "folder",
     out: Path | None = None,
@@ -80,10 +81,10 @@ def convert(
     """Convert a model or a training file, and compare the result with its base and with what came onto the disk.
 
     Args:
-        file: of any layout that `layouts.detect` knows.
+        file: of any layout that `layouts.detect` knows, or a hub id.
         recipe: what the file alone does not say.
         to: the form of the result.
-        out: its place; by default beside the file.
+        out: its place; by default beside the file, or in the working folder when that came from the hub.
         force: replace a result of the same form.
         dry_run: do everything but write.
 
@@ -95,7 +96,8 @@ def convert(
     recipe = recipe or Recipe()
     made = assemble(file, recipe)
     _check_form(made, recipe, to)
-    out = default_out(made.source, made.contents.step, to) if out is None else out
+    if out is None:
+        out = default_out(made.source if Path(file).exists() else Path(Path(file).name), made.contents.step, to)
     _check_out(out, made.source, to, force)
     contents = made.contents
     found, differences = _examine(made)
@@ -121,7 +123,8 @@ def default_out(source: Path, step: int, to: Form) -> Path:
         stem = f"{source.resolve().parent.parent.name}-step-{step}"
     else:
         name = source.resolve().name
-        stem = (name if source.is_dir() else source.stem).removesuffix("-salma")
+        # Names of models have dots of their own: Qwen2.5-VL-3B.
+        stem = (source.stem if source.suffix in _SUFFIXES and not source.is_dir() else name).removesuffix("-salma")
     ending = {"folder": "-salma", "pth": "-salma.pth", "sa2va": "-sa2va", "adapter": "-adapter"}[to]
     return source.parent / f"{stem}{ending}"
 

@@ -34,7 +34,8 @@ def convert(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A model or a training file of any layout: Sa2VA (released, .pth, DeepSpeed), InternVL, SAM 2, SALMA.",
+            help="A model or a training file of any layout: Sa2VA (released, .pth, DeepSpeed), InternVL, SAM 2, SALMA; "
+            "a path or a hub id.",
             metavar="FILE",
         ),
     ],
@@ -67,7 +68,8 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Turn a model or a training file of any layout into SALMA's, and report what changed against its base."""
-    if not file.exists():  # before torch is loaded: a wrong path should not take seconds
+    # Before torch is loaded: a wrong path should not take seconds. Two words with a slash may be a hub id.
+    if not file.exists() and (file.suffix in (".pth", ".pt", ".bin", ".safetensors") or len(file.parts) != 2):
         raise CheckpointError(f"{file} is missing", "check the path; `salma train` makes checkpoints in runs/")
     if adapter and to is not To.folder:
         raise UsageError(f"--adapter writes a folder of its own kind, --to {to.value} another", "leave one of them out")
@@ -79,7 +81,7 @@ def convert(
 
     types = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: torch.float32}
     recipe = Recipe(tuple(base or ()), lora_alpha, config, sam2_config, types[dtype] if dtype else None)
-    made = convert_file(file, recipe, "adapter" if adapter else to.value, out, force=force, dry_run=dry_run)
+    made = convert_file(str(file), recipe, "adapter" if adapter else to.value, out, force=force, dry_run=dry_run)
     if as_json:
         emit_json(_record(made, dry_run))
         return

@@ -59,6 +59,17 @@ _MLLM = (*_ORIGINAL, Layout.INTERNVL_NATIVE, Layout.QWEN_VL)
 _TEMPLATES = ("qwen_chat", "internlm2_chat")  # two names for the same turns
 
 
+def locate(name_or_path: str | Path) -> Path:
+    """The folder or file that a user names, on this machine; what a hub id names is fetched unless it is here already.
+
+    Raises:
+        CheckpointError: There is no such thing.
+    """
+    _, released = HF_MODEL_ID_TO_FILENAMES.get(str(name_or_path), (None, None))
+    place = resolve(name_or_path, [released] if released else list(_WANTED))
+    return _sam2_file(place) or place
+
+
 def open_source(name_or_path: str | Path, *, sam2_config: Given | None = None) -> Parts:
     """Find a model, tell its layout, and map every tensor of it.
 
@@ -71,10 +82,7 @@ def open_source(name_or_path: str | Path, *, sam2_config: Given | None = None) -
         CheckpointError: It is missing, broken, unsafe or incomplete, no model of these, or tensors are left over.
         UsageError, ConfigError: `sam2_config` cannot be read.
     """
-    name = str(name_or_path)
-    _, released = HF_MODEL_ID_TO_FILENAMES.get(name, (None, None))
-    place = resolve(name_or_path, [released] if released else list(_WANTED))
-    place = _sam2_file(place) or place
+    name, place = str(name_or_path), locate(name_or_path)
     layout = detect(place)
     if layout.is_salma or layout is Layout.SALMA_ADAPTER:
         place, layout, contents = read_contents(place)
