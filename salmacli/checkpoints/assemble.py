@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from salmacli.checkpoints.combine import combine, fitted, provenance, rounds_rotary, sections_of, union
+from salmacli.checkpoints.combine import combine, fitted, provenance, sections_of, union
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.files.deepspeed import deepspeed_folder, open_deepspeed
 from salmacli.checkpoints.files.lazy import LazyTensor
@@ -24,7 +25,7 @@ from salmacli.checkpoints.training.adapters import contents_of_adapter
 from salmacli.checkpoints.training.lora import LoraSettings
 from salmacli.checkpoints.training.training_config import lora_settings_in, read_lora_settings
 from salmacli.checkpoints.training.training_files import Training, merge_training, read_training
-from salmacli.errors import UsageError
+from salmacli.errors import CheckpointError, UsageError
 
 _TRAINING = (Layout.TRAINING_V1, Layout.TRAINING_V2, Layout.TRAINING_CMA, Layout.DEEPSPEED)
 
@@ -85,7 +86,9 @@ def assemble(name_or_path: str | Path, recipe: Recipe) -> Assembled:
     if layout in _TRAINING:
         made = _of_training(file, layout, recipe)
     elif layout is Layout.SALMA_ADAPTER:
-        made = Assembled(file, layout, contents_of_adapter(file, recipe.bases))
+        contents = contents_of_adapter(file, recipe.bases)
+        notes = [*contents.provenance.get("notes", ()), *_idle(recipe, file, "says itself how its LoRA is merged")]
+        made = Assembled(file, layout, contents, notes=tuple(notes))
     else:
         made = _of_models(name_or_path, file, layout, recipe)
     return made if recipe.dtype is None else _cast(made, recipe.dtype)
@@ -110,6 +113,10 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
         rank = next(iter(training.pairs.values())).rank
         record["lora"] = {"rank": rank, "alpha": lora.alpha, "scale": lora.scale(rank), "weights": len(training.pairs)}
     notes = [*contents.provenance["notes"], *training.notes]
+    if not training.pairs:
+        notes += _idle(recipe, file, "holds no LoRA")
+    if not any(name in base and len(one.shape) > 1 for name, one in training.tensors.items()):
+        notes.append(f"nothing in {file} shows which base it was trained on; it is taken at your word")
     step = meta.get("iter")
     step = step if isinstance(step, int) and step > 0 else 0
     contents = replace(contents, step=step, provenance={**record, **contents.provenance, "notes": notes})
@@ -118,9 +125,7 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
 
 def _of_models(name_or_path: str | Path, file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     bases = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
-    notes = []
-    if recipe.lora_alpha is not None or recipe.config is not None:
-        notes.append(f"{file} holds no LoRA: --lora-alpha and --config have nothing to act on")
+    notes = _idle(recipe, file, "holds no LoRA")
     if layout.is_salma:
         source, _, contents = read_contents(file)
         contents = replace(contents, tensors=fitted(contents.tensors, build_model(contents, source), str(source)))
@@ -132,6 +137,12 @@ def _of_models(name_or_path: str | Path, file: Path, layout: Layout, recipe: Rec
     contents = combine([first] if whole else [first, *bases])
     notes = [*contents.provenance["notes"], *notes]
     return Assembled(file, layout, contents, union(bases) if whole and bases else None, parts=bases, notes=tuple(notes))
+
+
+def _idle(recipe: Recipe, file: Path, why: str) -> list[str]:
+    """Options that nothing reads are said, not swallowed."""
+    told = recipe.lora_alpha is not None or recipe.config is not None
+    return [f"{file} {why}: --lora-alpha and --config have nothing to act on"] if told else []
 
 
 def _open_training(file: Path, layout: Layout) -> tuple[dict[str, LazyTensor], Mapping[str, Any]]:
@@ -180,15 +191,21 @@ def _cast(made: Assembled, dtype: torch.dtype) -> Assembled:
     """Everything in another type; what was the base's own tensor stays it, so that it need not be compared."""
     done: dict[int, LazyTensor] = {}
 
+    def narrow(read: Tensor) -> Tensor:
+        narrowed = read.to(dtype)
+        if bool((narrowed.isfinite() != read.isfinite()).any()):
+            raise CheckpointError(
+                f"{made.source}: {str(dtype).removeprefix('torch.')} cannot hold its largest weights",
+                "take --dtype bf16, or leave --dtype out",
+            )
+        return narrowed
+
     def cast(tensor: LazyTensor) -> LazyTensor:
         if not tensor.dtype.is_floating_point:
             return tensor
-        return done.setdefault(id(tensor), tensor.then(lambda read: read.to(dtype), dtype=dtype))
+        return done.setdefault(id(tensor), tensor.then(narrow, dtype=dtype))
 
     tensors = {name: cast(one) for name, one in made.contents.tensors.items()}
-    model = dict(made.contents.model)
-    if made.layout in (Layout.SA2VA, *_TRAINING):
-        model["mllm"] = {**model["mllm"], "rounded_rotary": rounds_rotary(tensors)}
-    contents = replace(made.contents, model=model, tensors=tensors)
+    contents = replace(made.contents, tensors=tensors)
     base = made.base if made.base is None else {name: cast(one) for name, one in made.base.items()}
     return replace(made, contents=contents, base=base)

@@ -16,6 +16,7 @@ from salmacli.checkpoints.files.tensors import first_few
 from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY
 from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.sources.sa2va import released_rotary
 from salmacli.config.files import sha256
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
@@ -25,7 +26,6 @@ from salmacli.models.salma import Salma, text_projector
 # Who knows nothing of segmentation by language; a model made of these alone gets a fresh text projector.
 _PIECES = (Layout.INTERNVL, Layout.INTERNVL_NATIVE, Layout.QWEN_VL, Layout.SAM2)
 _PROJECTOR, _ATTENTION = "text_hidden_fcs.", "cma."
-_LANGUAGE_MODEL = "mllm.model.model.language_model."
 
 
 def combine(
@@ -57,8 +57,8 @@ def combine(
     notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
     notes += _untie(sections, tensors, trained)
     notes += _fit_vocabulary(sections, tensors, base, trained, len(tokenizer), seed)
-    if sections.get("inference_mode") == "sa2va" and (trained or parts[0].layout is Layout.SA2VA):
-        sections["mllm"] = {**sections["mllm"], "rounded_rotary": rounds_rotary(tensors)}
+    if trained:
+        sections["mllm"] = {**sections["mllm"], "rotary": released_rotary(tensors, sections["mllm"]["native"])}
     outline = empty_model(_config(sections, place), tokenizer)
     fresh = [_PROJECTOR] if not trained and all(part.layout in _PIECES for part in parts) else []
     if outline.config.cma.enabled and not trained and "cma" in (model or {}):
@@ -106,15 +106,6 @@ def fitted(tensors: Mapping[str, LazyTensor], model: nn.Module, place: str) -> d
             f"the model of {place} {', and '.join(faults)}", "a file is incomplete or of another model"
         )
     return {name: given[name] for name in wanted}
-
-
-def rounds_rotary(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether a Sa2VA of these tensors computes with rounded rotary frequencies, as the public code runs it.
-
-    It moves a model that is stored in bfloat16 to bfloat16 as a whole; one that was trained and merged in float32 it
-    does not. Source: outputs of the public code for both.
-    """
-    return all(one.dtype is torch.bfloat16 for name, one in tensors.items() if name.startswith(_LANGUAGE_MODEL))
 
 
 def sections_of(parts: Sequence[Parts]) -> dict[str, Any]:

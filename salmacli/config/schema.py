@@ -29,10 +29,10 @@ class MllmConfig(Settings):
         "qwen3_vl), vision_config, text_config, …; the image token follows from the tokenizer, and so does the "
         "vocabulary's size where it is not given; a base brings its own, and what is said here must agree",
     )
-    rounded_rotary: bool = Field(
-        False,
-        description="round the LLM's rotary frequencies to bfloat16: the released Sa2VA is moved to bfloat16 whole, "
-        "and computes with what is left of them",
+    rotary: Literal["exact", "rounded-frequencies", "rounded-tables"] = Field(
+        "exact",
+        description="what is left of the LLM's rotary embedding: the released Sa2VA is moved to bfloat16 whole, and with "
+        "it the frequencies (Qwen), or the tables of cosines and sines (InternLM2)",
     )
     vocabulary: int = Field(
         1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"

@@ -179,7 +179,8 @@ class Predictor:
             return torch.zeros(0, len(features), side, side)
         given = self._prompted(features, language, prompted)
         if self.mode == "sa2va":
-            return propagate_as_sa2va(self.model.grounding, features, given).transpose(0, 1)
+            best_of_three = self.model.config.mask_token == "best-of-three"
+            return propagate_as_sa2va(self.model.grounding, features, given, best_of_three).transpose(0, 1)
         logits = [masks.logits.float() for masks in given]
         if self.mode == "frames":
             return torch.stack(logits, dim=1)

@@ -302,10 +302,14 @@ def test_every_family_is_built_from_scratch_with_a_tokenizer_of_its_own(kind):
     assert model.tokenizer.convert_tokens_to_ids(model.mllm.chat.image_context) == model.mllm.image_id
 
 
-def test_rotary_frequencies_are_rounded_where_the_config_says_so(tokenizer):
-    plain, rounded = (
-        build_mllm(MllmConfig(native=NATIVE["InternVL 2.5 and 3"], rounded_rotary=flag), tokenizer)
-        for flag in (False, True)
+def test_rotary_is_rounded_as_the_config_says(tokenizer):
+    native = NATIVE["InternVL 2.5 and 3"]
+    exact, frequencies, tables = (
+        build_mllm(MllmConfig(native=native, rotary=what), tokenizer).model.model.language_model.rotary_emb
+        for what in ("exact", "rounded-frequencies", "rounded-tables")
     )
-    exact, coarse = (one.model.model.language_model.rotary_emb.inv_freq for one in (plain, rounded))
-    assert torch.equal(coarse, exact.bfloat16().float()) and not torch.equal(coarse, exact)
+    assert torch.equal(frequencies.inv_freq, exact.inv_freq.bfloat16().float())
+    assert torch.equal(tables.inv_freq, exact.inv_freq) and not torch.equal(frequencies.inv_freq, exact.inv_freq)
+    states, places = torch.zeros(1, 1350, 8), torch.arange(1350)[None]
+    for ours, whole in zip(tables(states, places), exact(states, places), strict=True):
+        assert torch.equal(ours, whole.bfloat16().float()) and not torch.equal(ours, whole)

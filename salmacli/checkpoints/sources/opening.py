@@ -31,6 +31,7 @@ from salmacli.checkpoints.sources.key_maps import (
 )
 from salmacli.checkpoints.sources.mllm_configs import native_of_internvl, native_of_transformers, says_tied
 from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.sources.sa2va import released_rotary
 from salmacli.checkpoints.sources.sam2_configs import (
     Given,
     check_sam2,
@@ -131,7 +132,7 @@ def _mllm(found: _Found, sam2_config: Given | None) -> Parts:
         tied_by_default = False
         if found.layout is Layout.SA2VA:
             tensors = sa2va_to_salma(found.tensors, heads)
-            sections, notes = _sa2va_sections(found, tensors, config, sam2_config)
+            sections, notes = _sa2va_sections(found, tensors, config, native, sam2_config)
         else:
             tensors = {MLLM + name: tensor for name, tensor in internvl_to_native(found.tensors, heads).items()}
     else:
@@ -145,21 +146,29 @@ def _mllm(found: _Found, sam2_config: Given | None) -> Parts:
     tokenizer = open_tokenizer(found.folder)
     check_vocabulary(tokenizer, tensors[EMBEDDING].shape[0], str(found.place))
     notes += _special_tokens(found, tokenizer)
-    parts = found.parts(tensors, {"mllm": {"native": native}, **sections})
+    mllm = {"native": native, **sections.pop("mllm", {})}
+    parts = found.parts(tensors, {"mllm": mllm, **sections})
     return replace(parts, tokenizer=tokenizer_files(tokenizer), notes=tuple(notes))
 
 
 def _sa2va_sections(
-    found: _Found, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], sam2_config: Given | None
+    found: _Found,
+    tensors: Mapping[str, LazyTensor],
+    config: Mapping[str, Any],
+    native: Mapping[str, Any],
+    sam2_config: Given | None,
 ) -> tuple[dict[str, Any], list[str]]:
     """What a released Sa2VA says beyond its MLLM: a SAM 2, and how it predicts."""
     sam2 = {name.removeprefix(GROUNDING): tensors[name] for name in tensors if name.startswith(GROUNDING)}
-    kept = config["salma"] if isinstance(config.get("salma"), Mapping) else {}  # by our own export
+    kept = (
+        config["salma"] if isinstance(config.get("salma"), Mapping) else {}
+    )  # of a model that SALMA wrote in this layout
     chosen, notes = _sam2_config(sam2, found, sam2_config, kept.get("sam2"))
     template = str(config.get("template") or _TEMPLATES[0]).replace("-", "_")
     if template not in _TEMPLATES:
         notes.append(f"it was trained in the turns of {template}, and SALMA speaks to it in those of {_TEMPLATES[0]}")
     sections = {
+        "mllm": {"rotary": kept.get("rotary") or released_rotary(tensors, native)},
         "sam2": chosen.model_dump(mode="json"),
         "mask_token": kept.get("mask_token", "best-of-three"),
         "clip_frames": kept.get("clip_frames", 5),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.files.lazy import LazyTensor
@@ -22,6 +25,23 @@ _PICTURES = {
     "use_llm_lora": 0,
     "use_thumbnail": True,
 }
+_LANGUAGE_MODEL = MLLM + "model.language_model."
+
+
+def released_rotary(tensors: Mapping[str, LazyTensor], native: Mapping[str, Any]) -> str:
+    """What the public code leaves of the rotary embedding of an LLM (`MllmConfig.rotary`), told by its stored types.
+
+    It moves a model that is stored in bfloat16 there as a whole; one that was trained and merged in float32 it does not.
+    Qwen's modules keep their frequencies in a buffer, InternLM2's the tables. Source: the public code and its outputs.
+
+    Args:
+        tensors: by SALMA's names.
+        native: ``mllm.native``.
+    """
+    types = {one.dtype for name, one in tensors.items() if name.startswith(_LANGUAGE_MODEL)}
+    if types != {torch.bfloat16}:
+        return "exact"
+    return "rounded-frequencies" if Heads.of(native) is None else "rounded-tables"
 
 
 def sa2va_folder(contents: Contents) -> tuple[dict[str, Any], dict[str, LazyTensor], dict[str, bytes]]:
@@ -62,7 +82,10 @@ def sa2va_folder(contents: Contents) -> tuple[dict[str, Any], dict[str, LazyTens
         **internvl_of_native(native),
         **_PICTURES,
         "template": "qwen_chat" if heads is None else "internlm2_chat",
-        "salma": model.model_dump(mode="json", include={"sam2", "mask_token", "clip_frames", "inference_mode"}),
+        "salma": {
+            **model.model_dump(mode="json", include={"sam2", "mask_token", "clip_frames", "inference_mode"}),
+            "rotary": model.mllm.rotary,
+        },
     }
     if len(types) == 1:
         config["torch_dtype"] = types.pop()

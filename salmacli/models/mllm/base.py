@@ -63,8 +63,7 @@ class Mllm(nn.Module, ABC):
         super().__init__()
         ids = _special_ids(tokenizer, self.chat)
         self.model: Any = self.model_class(self.config_class(**self._native(config.native, ids, len(tokenizer))))
-        if config.rounded_rotary:
-            _round_rotary(self.model)
+        _round_rotary(self.model, config.rotary)
         self.seg_id, self.end_id = ids[SEG], ids[TURN_END]
         self.image_id = ids[self.chat.image_context]
 
@@ -208,14 +207,24 @@ class Mllm(nn.Module, ABC):
         return positions
 
 
-def _round_rotary(model: nn.Module) -> None:
-    """Round the rotary frequencies, which are buffers and in no checkpoint, to bfloat16.
+def _round_rotary(model: nn.Module, what: str) -> None:
+    """Round what is in no checkpoint: buffers of rotary frequencies, or the cosines and sines that come of them.
 
-    At position 1,350 the lost digits are a large part of a turn: the state at `[SEG]` differs in the fourth digit.
+    At position 1,350 the digits that a frequency loses are a large part of a turn: the state at `[SEG]` differs in the
+    fourth digit.
     """
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq"):
-            buffer.copy_(buffer.to(torch.bfloat16))
+    if what == "rounded-frequencies":
+        for name, buffer in model.named_buffers():
+            if name.endswith("inv_freq"):
+                buffer.copy_(buffer.to(torch.bfloat16))
+    elif what == "rounded-tables":
+        for name, module in model.named_modules():
+            if name.endswith("rotary_emb"):
+                module.register_forward_hook(_rounded_tables)
+
+
+def _rounded_tables(_: nn.Module, __: Any, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(table.to(torch.bfloat16).to(table.dtype) for table in tables)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat) -> dict[str, int]:
