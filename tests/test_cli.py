@@ -204,3 +204,12 @@ def test_ctrl_c_from_outside(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=20)
     assert err == "salma: error: interrupted\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST])
+def test_what_the_file_system_refuses_is_no_bug(
+    failing: typer.Typer, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    _raises(failing, OSError(number, os.strerror(number), "/runs/x"))
+    assert main(["fail"]) == 4
+    assert capsys.readouterr().err.startswith("salma: error: /runs/x: ")

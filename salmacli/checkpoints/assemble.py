@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salmacli.checkpoints.adapters import contents_of_adapter
 from salmacli.checkpoints.combine import combine, fitted, provenance, sections_of, union
 from salmacli.checkpoints.contents import Contents
-from salmacli.checkpoints.files.deepspeed import deepspeed_folder, open_deepspeed
+from salmacli.checkpoints.files.deepspeed import deepspeed_folder, deepspeed_meta, open_deepspeed
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_pickle
 from salmacli.checkpoints.files.tensors import open_safetensors
-from salmacli.checkpoints.layouts import Layout, detect
+from salmacli.checkpoints.layouts import ADAPTER_FORMAT, Layout, detect, salma_folder, weights_in
 from salmacli.checkpoints.load import build_model, read_contents
 from salmacli.checkpoints.sources.opening import locate, open_source
 from salmacli.checkpoints.sources.parts import Parts
-from salmacli.checkpoints.training.adapters import contents_of_adapter
-from salmacli.checkpoints.training.lora import LoraSettings
+from salmacli.checkpoints.training.lora import LoraSettings, agreed
 from salmacli.checkpoints.training.training_config import lora_settings_in, read_lora_settings
 from salmacli.checkpoints.training.training_files import Training, merge_training, read_training
 from salmacli.errors import CheckpointError, UsageError
@@ -86,6 +86,7 @@ def assemble(name_or_path: str | Path, recipe: Recipe) -> Assembled:
     if layout in _TRAINING:
         made = _of_training(file, layout, recipe)
     elif layout is Layout.SALMA_ADAPTER:
+        file = salma_folder(file, ADAPTER_FORMAT) or file
         contents = contents_of_adapter(file, recipe.bases)
         notes = [*contents.provenance.get("notes", ()), *_idle(recipe, file, "says itself how its LoRA is merged")]
         made = Assembled(file, layout, contents, notes=tuple(notes))
@@ -103,7 +104,7 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     parts = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
     base = union(parts)
     native = sections_of(parts)["mllm"]["native"]
-    tensors, meta = _open_training(file, layout)
+    tensors, meta, left_out = _open_training(file, layout)
     training = read_training(tensors, native, str(file))
     lora = _lora_settings(file, meta, recipe) if training.pairs else None
     trained = merge_training(training, base, lora, str(file))
@@ -112,7 +113,7 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
     if lora is not None:
         rank = next(iter(training.pairs.values())).rank
         record["lora"] = {"rank": rank, "alpha": lora.alpha, "scale": lora.scale(rank), "weights": len(training.pairs)}
-    notes = [*contents.provenance["notes"], *training.notes]
+    notes = [*contents.provenance["notes"], *training.notes, *left_out]
     if not training.pairs:
         notes += _idle(recipe, file, "holds no LoRA")
     if not any(name in base and len(one.shape) > 1 for name, one in training.tensors.items()):
@@ -145,16 +146,16 @@ def _idle(recipe: Recipe, file: Path, why: str) -> list[str]:
     return [f"{file} {why}: --lora-alpha and --config have nothing to act on"] if told else []
 
 
-def _open_training(file: Path, layout: Layout) -> tuple[dict[str, LazyTensor], Mapping[str, Any]]:
-    """Its tensors by its own names, and what the trainer noted beside them."""
+def _open_training(file: Path, layout: Layout) -> tuple[dict[str, LazyTensor], Mapping[str, Any], list[str]]:
+    """Its tensors by its own names, what the trainer noted beside them, and what the user should know."""
     if layout is Layout.DEEPSPEED:
-        return open_deepspeed(file), {}
+        return open_deepspeed(file), deepspeed_meta(file), []
     if file.suffix == ".safetensors" or file.is_dir():
-        return open_safetensors(file), {}
+        return open_safetensors(file), {}, []
     content = open_pickle(file)
-    meta = content.get("meta")
-    weights = next((content[key] for key in ("state_dict", "model", "module") if key in content), content)
-    return lazy_state_dict(weights, file), meta if isinstance(meta, Mapping) else {}
+    weights, meta = weights_in(content, file), content.get("meta")
+    notes = [f"{file}: {key} beside the weights was left out" for key in weights.left_out]
+    return lazy_state_dict(weights.tensors, file), meta if isinstance(meta, Mapping) else {}, notes
 
 
 def _lora_settings(file: Path, meta: Mapping[str, Any], recipe: Recipe) -> LoraSettings:
@@ -174,11 +175,7 @@ def _lora_settings(file: Path, meta: Mapping[str, Any], recipe: Recipe) -> LoraS
             f"{file} holds LoRA, whose α is not in it",
             "state it with --lora-alpha, or name the training's configuration with --config",
         )
-    (_, first), *others = stated.items()
-    if any(one.alpha != first.alpha for _, one in others):
-        told = ", ".join(f"{one.alpha:g} ({who})" for who, one in stated.items())
-        raise UsageError(f"α is stated differently: {told}", "give the one that the training used")
-    return next((one for one in stated.values() if one.rank is not None), first)
+    return agreed(stated)
 
 
 def _record(file: Path, layout: Layout) -> dict[str, Any]:

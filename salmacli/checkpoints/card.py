@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.files.hub import HUB_ID
 
 CARD = "README.md"
 _TITLE = "A SALMA model"
+_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def card(contents: Contents) -> str:
     """Markdown with the hub's metadata in front: what the model is, how it is used, where it comes from."""
     mllm, sam2 = contents.model.get("mllm", {}), contents.model.get("sam2", {})
-    bases = [base for base in (mllm.get("base"), sam2.get("base")) if base]
+    named = [mllm.get("base"), sam2.get("base"), *(one.get("name") for one in contents.provenance.get("sources", []))]
+    bases = list(dict.fromkeys(str(name) for name in named if name and _on_hub(str(name))))
     metadata = {
         "library_name": "salma",
         "pipeline_tag": "image-segmentation",
@@ -59,6 +63,11 @@ or `salma predict FRAMES --checkpoint FOLDER --text "the cat."`
 
 {_origin(contents.provenance)}
 """
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name is of a model on the hub; paths may look like one."""
+    return bool(HUB_ID.fullmatch(name)) and Path(name).suffix not in _FILES and not Path(name).exists()
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:

@@ -101,6 +101,12 @@ def fitted(tensors: Mapping[str, LazyTensor], model: nn.Module, place: str) -> d
         if tuple(wanted[name].shape) != tuple(given[name].shape)
     ]:
         faults.append(f"has other shapes than its config says: {first_few(shapes)}")
+    if kinds := [
+        f"{name} {given[name].dtype}"
+        for name in wanted.keys() & given.keys()
+        if wanted[name].dtype.is_floating_point != given[name].dtype.is_floating_point
+    ]:
+        faults.append(f"has other types than a model can have: {first_few(kinds)}")
     if faults:
         raise CheckpointError(
             f"the model of {place} {', and '.join(faults)}", "a file is incomplete or of another model"

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from salmacli.checkpoints.adapters import ADAPTER_CONFIG, contents_of_adapter, write_adapter
 from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
+from salmacli.checkpoints.card import CARD
 from salmacli.checkpoints.contents import Contents, digest, fingerprint_of
 from salmacli.checkpoints.files.disk import replacing, room
 from salmacli.checkpoints.files.lazy import LazyTensor
-from salmacli.checkpoints.files.tensors import read_as_announced, write_shards
-from salmacli.checkpoints.layouts import Layout, detect
+from salmacli.checkpoints.files.tensors import WEIGHTS, read_as_announced, write_shards
+from salmacli.checkpoints.layouts import CONFIG, Layout, detect
 from salmacli.checkpoints.load import read_contents
+from salmacli.checkpoints.processor import PROCESSOR
 from salmacli.checkpoints.save import write_folder, write_pth
 from salmacli.checkpoints.sources.key_maps import VOCABULARY
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.sa2va import sa2va_folder
-from salmacli.checkpoints.training.adapters import contents_of_adapter, write_adapter
+from salmacli.checkpoints.sources.tokenizers import FILES
 from salmacli.checkpoints.training.comparison import Difference, ModuleRow, difference, key_report, module_of
 from salmacli.checkpoints.training.training_files import check_base
 from salmacli.config.files import safe_name, sha256
@@ -31,12 +35,14 @@ from salmacli.errors import CheckpointError, UsageError
 Form = Literal["folder", "pth", "sa2va", "adapter"]
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-_REPLACEABLE: dict[Form, tuple[Layout, ...]] = {
-    "folder": (Layout.SALMA_FOLDER,),
-    "pth": (Layout.SALMA_PTH,),
-    "sa2va": (Layout.SA2VA,),
-    "adapter": (Layout.SALMA_ADAPTER,),
+_LAYOUTS: dict[Form, Layout] = {
+    "folder": Layout.SALMA_FOLDER,
+    "pth": Layout.SALMA_PTH,
+    "sa2va": Layout.SA2VA,
+    "adapter": Layout.SALMA_ADAPTER,
 }
+# What we write into folders; whatever else lies there is somebody's.
+_OURS = {CONFIG, CARD, PROCESSOR, ADAPTER_CONFIG, f"{WEIGHTS}.index.json", *FILES}
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def convert(
     _check_form(made, recipe, to)
     if out is None:
         out = default_out(made.source if Path(file).exists() else Path(Path(file).name), made.contents.step, to)
-    _check_out(out, made.source, to, force)
+    _check_out(out, made, to, force)
     contents = made.contents
     found, differences = _examine(made)
     notes = (*made.notes, *_check_change(made, differences))
@@ -130,6 +136,8 @@ def default_out(source: Path, step: int, to: Form) -> Path:
 
 
 def _check_form(made: Assembled, recipe: Recipe, to: Form) -> None:
+    if to == "adapter" and made.layout is Layout.SALMA_ADAPTER:
+        raise UsageError(f"{made.source} is an adapter already", "copy it, or convert it without --adapter")
     if to == "adapter" and (made.training is None or made.lora is None):
         raise UsageError(f"{made.source} is a {made.layout.value} and holds no LoRA", "convert it without --adapter")
     if to == "adapter" and recipe.dtype is not None:
@@ -138,9 +146,13 @@ def _check_form(made: Assembled, recipe: Recipe, to: Form) -> None:
         sa2va_folder(made.contents)  # says what that layout has no place for
 
 
-def _check_out(out: Path, source: Path, to: Form, force: bool) -> None:
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out} is the checkpoint itself", "give another place with --out")
+def _check_out(out: Path, made: Assembled, to: Form, force: bool) -> None:
+    place = out.resolve()
+    for read in (made.source.resolve(), *(part.place.resolve() for part in made.parts)):
+        if place == read:
+            raise UsageError(f"{out} is the checkpoint itself", "give another place with --out")
+        if place in read.parents and _layout_of(out) is not None:
+            raise UsageError(f"{out} holds {read}, which is being read", "give another place with --out")
     if not out.exists() or (to != "pth" and out.is_dir() and not any(out.iterdir())):
         return
     if not force:
@@ -148,15 +160,22 @@ def _check_out(out: Path, source: Path, to: Form, force: bool) -> None:
     if out.is_dir() != (to != "pth"):
         kind = "folder" if out.is_dir() else "file"
         raise UsageError(f"{out} is a {kind} and --force replaces only like by like", "give another place with --out")
-    try:
-        there = detect(out)
-    except CheckpointError:
-        there = Layout.UNKNOWN
-    if there not in _REPLACEABLE[to]:
+    if _layout_of(out) is not _LAYOUTS[to]:
         raise UsageError(
-            f"{out} is no {_REPLACEABLE[to][0].value} and --force replaces only like by like",
-            "give another place with --out",
+            f"{out} is no {_LAYOUTS[to].value} and --force replaces only like by like", "give another place with --out"
         )
+    inside = sorted(file.name for file in out.iterdir()) if out.is_dir() else []
+    if foreign := [name for name in inside if name not in _OURS and not name.endswith(".safetensors")]:
+        raise UsageError(
+            f"{out} also holds {', '.join(foreign[:4])}, which --force would delete", "move that, or give another --out"
+        )
+
+
+def _layout_of(path: Path) -> Layout | None:
+    try:
+        return detect(path)
+    except CheckpointError:
+        return None
 
 
 def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
@@ -167,8 +186,9 @@ def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
         lazy = made.contents.tensors[name]
         tensor = read_as_announced(name, lazy)
         digest(hasher, name, tensor)
-        if name in trained and not all(torch.isfinite(end) for end in tensor.aminmax()):  # without a copy of it
-            raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", "the training has diverged")
+        if not all(torch.isfinite(end) for end in tensor.aminmax()):  # without a copy of it
+            mend = "the training has diverged" if name in trained else "copy or download it again"
+            raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", mend)
         old = None if made.base is None else made.base.get(name)
         if old is None or old is lazy:
             continue
@@ -206,43 +226,54 @@ def _check_change(made: Assembled, differences: Mapping[str, Difference]) -> lis
 def _write(made: Assembled, to: Form, out: Path, found: str) -> dict[str, str]:
     contents = made.contents
     room(out, sum(tensor.bytes for tensor in contents.tensors.values()) if to != "adapter" else _adapter_bytes(made))
+    check = partial(_verify, out, to, contents, found)  # before the result takes its place
     if to == "folder":
-        write_folder(out, contents)
+        write_folder(out, contents, check=check)
     elif to == "pth":
-        write_pth(out, contents)
+        write_pth(out, contents, check=check)
     elif to == "sa2va":
-        _write_sa2va(out, contents)
+        _write_sa2va(out, contents, check)
     else:
         assert made.training is not None and made.lora is not None
-        write_adapter(out, contents, made.training, made.lora, made.parts)
-    _verify(out, to, contents, found)
+        write_adapter(out, contents, made.training, made.lora, made.parts, check=check)
     weights = sorted(out.glob("*.safetensors")) if out.is_dir() else [out]
     return {file.name: sha256(file) for file in weights}
 
 
-def _write_sa2va(folder: Path, contents: Contents) -> None:
+def _write_sa2va(folder: Path, contents: Contents, check: Callable[[Path], None]) -> None:
     config, tensors, tokenizer = sa2va_folder(contents)
     with replacing(folder) as part:
         write_shards(part, tensors)
         for name, data in tokenizer.items():
             (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
-        (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (part / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        check(part)
 
 
-def _verify(out: Path, to: Form, contents: Contents, found: str) -> None:
+def _verify(out: Path, to: Form, contents: Contents, found: str, written: Path) -> None:
+    """Read a result back, while it lies beside its place, and compare it with what it was made from."""
     back: Mapping[str, LazyTensor]
+    told: dict[str, Any]
     if to == "sa2va":
-        back = open_source(out).tensors
-    elif to == "adapter":
-        back = contents_of_adapter(out).tensors
+        parts = open_source(written)
+        back, told = parts.tensors, {"model": _released(parts.model)}
+        meant = {"model": _released(contents.model)}
     else:
-        read = read_contents(out)[2]
-        back = read.tensors
-        for part in ("step", "model", "run_config", "tokenizer", "provenance"):
-            if getattr(read, part) != getattr(contents, part):
-                raise CheckpointError(f"{out}: its {part} came back changed", "check the disk and convert again")
+        read = contents_of_adapter(written) if to == "adapter" else read_contents(written)[2]
+        names = ("step", "model", "provenance", *(() if to == "adapter" else ("run_config", "tokenizer")))
+        back, told = read.tensors, {name: getattr(read, name) for name in names}
+        meant = {name: getattr(contents, name) for name in names}
+    for name in meant:
+        if told[name] != meant[name]:
+            raise CheckpointError(f"{out}: its {name} comes back changed, so it is not written", "please report this")
     if fingerprint_of(back) != found:
         raise CheckpointError(f"{out} came back changed from the disk", "check the disk and convert again")
+
+
+def _released(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the released layout keeps of a model's config, beside the MLLM's own."""
+    kept = {key: model[key] for key in ("mask_token", "clip_frames", "inference_mode")}
+    return {**kept, "sam2": {**model["sam2"], "base": None}, "rotary": model["mllm"].get("rotary", "exact")}
 
 
 def _adapter_bytes(made: Assembled) -> int:

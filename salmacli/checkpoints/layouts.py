@@ -6,9 +6,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from salmacli.checkpoints.files.deepspeed import deepspeed_folder
+from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import open_pickle
 from salmacli.checkpoints.files.tensors import WEIGHTS, index_of, open_safetensors, read_index
 from salmacli.config.files import read_json
@@ -19,6 +20,10 @@ ADAPTER_FORMAT = "salma-adapter"
 TRAINER_FORMAT = "salma-trainer"
 SCHEMA = 1
 CONFIG, TRAINER = "config.json", "ckpt.pth"
+
+_KEYS = ("state_dict", "model", "module")  # under which trainers put a model's weights
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_ADAPTER_WEIGHTS = re.compile(rf"(adapter_)?{_WEIGHTS.pattern}")
 
 
 class Layout(Enum):
@@ -75,10 +80,45 @@ def detect(path: Path) -> Layout:
         return Layout.SALMA_PTH
     if content.get("format") == TRAINER_FORMAT:
         return Layout.SALMA_TRAINER
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content.get(key), Mapping):
-            return name_layout(content[key])
-    return name_layout(content)
+    return name_layout(weights_in(content, path).tensors)
+
+
+class Weights(NamedTuple):
+    """What `weights_in` finds.
+
+    Attributes:
+        tensors: the weights by name, as the file has them: not checked yet.
+        left_out: keys of the other sets of tensors beside them, such as ``ema_state_dict``.
+    """
+
+    tensors: Mapping[str, Any]
+    left_out: tuple[str, ...]
+
+
+def weights_in(content: Mapping[str, Any], path: Path) -> Weights:
+    """The model's weights in an opened pickle: under one of the usual keys, or the pickle itself.
+
+    Args:
+        content: of `open_pickle`.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointError: several of the usual keys hold tensors.
+    """
+    sets = [str(key) for key, value in content.items() if _holds_tensors(value)]
+    if len(found := [key for key in _KEYS if key in sets]) > 1:
+        raise CheckpointError(
+            f"{path} holds weights twice, under {' and '.join(found)}",
+            "save the set that is meant in a file of its own",
+        )
+    usual = found or [key for key in _KEYS if isinstance(content.get(key), Mapping)]
+    if not usual:
+        return Weights(content, ())
+    return Weights(content[usual[0]], tuple(key for key in sets if key != usual[0]))
+
+
+def _holds_tensors(part: Any) -> bool:
+    return isinstance(part, Mapping) and any(isinstance(value, LazyTensor) for value in part.values())
 
 
 def salma_folder(path: Path, format_: str = FORMAT) -> Path | None:
@@ -88,7 +128,8 @@ def salma_folder(path: Path, format_: str = FORMAT) -> Path | None:
         path: A folder or a file.
         format_: Which kind of folder, as its ``config.json`` says.
     """
-    of_it = path.name == TRAINER or path.name == f"{WEIGHTS}.index.json" or path.suffix == ".safetensors"
+    weights = _ADAPTER_WEIGHTS if format_ == ADAPTER_FORMAT else _WEIGHTS
+    of_it = path.name in (TRAINER, f"{WEIGHTS}.index.json") or weights.fullmatch(path.name)
     folder = path.parent if of_it else path
     if not (folder / CONFIG).is_file():
         return None

@@ -78,7 +78,7 @@ def load_checkpoint(
     """Build the model that a SALMA checkpoint describes and fill it, one tensor at a time.
 
     Args:
-        name_or_path: The folder, its ``ckpt.pth`` or ``model.safetensors``, one exported ``.pth``, an adapter folder,
+        name_or_path: The folder, its ``ckpt.pth`` or ``model.safetensors``, one converted ``.pth``, an adapter folder,
             or a hub id.
         device: Where the tensors are read to, e.g. ``cuda``.
         dtype: What floating-point tensors become.
@@ -134,12 +134,12 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
     if layout is Layout.SALMA_PTH:
         return path, layout, _read_pth(path)
     if layout is Layout.SALMA_ADAPTER:
-        from salmacli.checkpoints.training.adapters import contents_of_adapter  # reads its base, maybe by this function
+        from salmacli.checkpoints.adapters import contents_of_adapter  # reads its base, maybe by this function
 
         folder = salma_folder(path, ADAPTER_FORMAT) or path
         return folder, layout, contents_of_adapter(folder)
     if layout in (Layout.UNKNOWN, Layout.SALMA_BARE, Layout.SALMA_TRAINER):
-        raise CheckpointError(f"{path} is a {layout.value}", "name a SALMA checkpoint folder or an exported .pth")
+        raise CheckpointError(f"{path} is a {layout.value}", "name a SALMA checkpoint folder or a converted .pth")
     raise CheckpointError(
         f"{path} is not a SALMA checkpoint but a {layout.value}", f"make one of it first: salma convert {path}"
     )
@@ -156,7 +156,14 @@ def build_model(contents: Contents, place: Path, model_class: type[Model] = Salm
             f"{place}: its model config does not fit this SALMA (model.{key}: {first['msg']})",
             "use the SALMA version that wrote it",
         ) from error
-    return cast(Model, empty_model(config, read_tokenizer(contents.tokenizer, place), model_class))
+    tokenizer = read_tokenizer(contents.tokenizer, place)
+    try:
+        return cast(Model, empty_model(config, tokenizer, model_class))
+    except Exception as error:  # transformers raises whatever the fault leads to
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{place}: its model config makes no model ({why})", "use the SALMA version that wrote it, or copy it again"
+        ) from error
 
 
 @torch.no_grad()
@@ -206,7 +213,11 @@ def _read_pth(path: Path) -> Contents:
     _check_schema(content, path)
     files = content.get("tokenizer")
     if not isinstance(files, Mapping) or not all(isinstance(text, str) for text in files.values()):
-        raise CheckpointError(f"{path}: tokenizer is not a mapping of texts", "export it again with salma convert")
+        raise CheckpointError(f"{path}: tokenizer is not a mapping of texts", "convert it again with salma convert")
+    if strange := [str(name) for name in files if name not in FILES]:
+        raise CheckpointError(
+            f"{path}: {strange[0]!r:.80} is no file of a tokenizer", "convert it again with salma convert"
+        )
     tensors = lazy_state_dict(content.get("state_dict"), path)
     return _contents(content, {name: text.encode("utf-8") for name, text in files.items()}, tensors, path)
 

@@ -72,13 +72,15 @@ class SalmaModel(Salma):
         for part in parts:
             _check_agreement(config, part)
         # What the config leaves to its defaults, a base that is a whole model decides.
-        own = config.model_dump(mode="json", include=config.model_fields_set - {"mllm", "sam2"})
-        contents = combine(parts, own)
+        # How many frames are read is the data's business, too, so the config alone says it.
+        own = config.model_dump(mode="json", include=(config.model_fields_set - {"mllm", "sam2"}) | {"clip_frames"})
+        contents = combine(parts, own, seed=torch.initial_seed())
         for section in ("mllm", "sam2"):
             contents.model[section]["base"] = getattr(config, section).base
         place = Path(" + ".join(part.name for part in parts))
         model = build_model(contents, place, cls)
         fill(model, contents.tensors, place)
+        model.info = CheckpointInfo(place, parts[0].layout, 0, {}, contents.provenance)
         return model
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:

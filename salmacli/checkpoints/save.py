@@ -19,7 +19,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +66,9 @@ def save_checkpoint(
         CheckpointError: The disk lacks the room.
         TypeError: ``trainer_state`` holds an object that could not be read back safely.
     """
-    write_folder(folder, contents_of(model, config=config, step=step), trainer_state)
+    info = getattr(model, "info", None)  # of a model that a training started from
+    provenance = info.provenance if info is not None else {}
+    write_folder(folder, contents_of(model, config=config, step=step, provenance=provenance), trainer_state)
 
 
 def contents_of(
@@ -91,6 +93,7 @@ def write_folder(
     contents: Contents,
     trainer_state: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint folder beside its place, sync it to the disk, then rename it.
 
@@ -99,6 +102,7 @@ def write_folder(
         contents: Its tensors are read and written one after the other.
         trainer_state: See `save_checkpoint`.
         max_shard_bytes: Larger models are cut into files of at most so many bytes.
+        check: Gets the finished folder before it takes its place, and raises if it must not.
 
     Raises:
         CheckpointError: The disk lacks the room.
@@ -118,12 +122,19 @@ def write_folder(
         texts = {CONFIG: _json(header), PROCESSOR: _json(processor_of(contents)), CARD: card(contents)}
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
+        if check is not None:
+            check(part)
 
 
-def write_pth(path: Path, contents: Contents) -> None:
+def write_pth(path: Path, contents: Contents, check: Callable[[Path], None] | None = None) -> None:
     """Write everything into one ``.pth`` of plain data, atomically, holding one tensor at a time in memory.
 
     PyTorch writes the archive around tensors without memory; their bytes and checksums then follow one by one.
+
+    Args:
+        path: An older file there is replaced.
+        contents: Its tensors are read and written one after the other.
+        check: As of `write_folder`.
 
     Raises:
         CheckpointError: The disk lacks the room.
@@ -148,6 +159,8 @@ def write_pth(path: Path, contents: Contents) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(part).chmod(0o644)
+        if check is not None:
+            check(Path(part))
         os.replace(part, path)
     except BaseException:
         with suppress(FileNotFoundError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 
 class Settings(BaseModel):
@@ -31,8 +31,8 @@ class MllmConfig(Settings):
     )
     rotary: Literal["exact", "rounded-frequencies", "rounded-tables"] = Field(
         "exact",
-        description="what is left of the LLM's rotary embedding: the released Sa2VA is moved to bfloat16 whole, and with "
-        "it the frequencies (Qwen), or the tables of cosines and sines (InternLM2)",
+        description="what is left of the LLM's rotary embedding: the released Sa2VA is moved to bfloat16 whole, and "
+        "with it the frequencies (Qwen), or the tables of cosines and sines (InternLM2)",
     )
     vocabulary: int = Field(
         1024, ge=300, description="size of the tokenizer that is built when there is no pretrained one"
@@ -54,18 +54,26 @@ class Sam2Config(Settings):
     version: Literal["2", "2.1"] = Field(
         "2", description="2.1 encodes the order of object pointers and the absence of an object in the memory"
     )
-    image_size: int = Field(1024, ge=64, description="side of the square that frames are resized to, pixels")
-    embed_dim: int = Field(96, description="width of the first Hiera stage; each later stage doubles it")
-    heads: int = Field(1, description="attention heads of the first Hiera stage")
-    stages: tuple[int, int, int, int] = Field((1, 2, 7, 2), description="Hiera blocks per stage")
-    global_attention: tuple[int, ...] = Field((5, 7, 9), description="indices of blocks with global attention")
-    windows: tuple[int, int, int, int] = Field((8, 4, 14, 7), description="attention window per stage")
-    background: tuple[int, int] = Field((7, 7), description="size of Hiera's background position embedding")
-    width: int = Field(256, description="C, channels of the FPN, the prompts and the mask decoder")
-    memory_width: int = Field(64, description="channels of one memory")
-    memory_layers: int = Field(4, description="layers of the memory attention")
-    memory_feedforward: int = Field(2048, description="hidden width of the memory attention's MLP")
-    decoder_feedforward: int = Field(2048, description="hidden width of the mask decoder's MLPs")
+    image_size: int = Field(1024, ge=64, le=4096, description="side of the square that frames are resized to, pixels")
+    embed_dim: int = Field(96, ge=1, description="width of the first Hiera stage; each later stage doubles it")
+    heads: int = Field(1, ge=1, description="attention heads of the first Hiera stage")
+    stages: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        (1, 2, 7, 2), description="Hiera blocks per stage"
+    )
+    global_attention: tuple[NonNegativeInt, ...] = Field(
+        (5, 7, 9), description="indices of blocks with global attention"
+    )
+    windows: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        (8, 4, 14, 7), description="attention window per stage"
+    )
+    background: tuple[PositiveInt, PositiveInt] = Field(
+        (7, 7), description="size of Hiera's background position embedding"
+    )
+    width: int = Field(256, ge=1, description="C, channels of the FPN, the prompts and the mask decoder")
+    memory_width: int = Field(64, ge=1, description="channels of one memory")
+    memory_layers: int = Field(4, ge=1, description="layers of the memory attention")
+    memory_feedforward: int = Field(2048, ge=1, description="hidden width of the memory attention's MLP")
+    decoder_feedforward: int = Field(2048, ge=1, description="hidden width of the mask decoder's MLPs")
     object_scores: bool = Field(
         True, description="predict whether the object is in the frame (used by the memory only)"
     )

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import get_cosine_schedule_with_warmup
 
-from salmacli.checkpoints.load import load_checkpoint, load_trainer_state
+from salmacli.checkpoints.load import load_trainer_state
 from salmacli.checkpoints.pretrained import SalmaModel
 from salmacli.checkpoints.save import save_checkpoint
 from salmacli.config.schema import RunConfig, TrainConfig
@@ -250,7 +250,9 @@ class Trainer:
     def _model(self, resume: Path | None) -> Salma:
         """The model of the checkpoint, or a fresh one; only the parts that train require gradients."""
         model = (
-            load_checkpoint(resume)[0] if resume is not None else SalmaModel.build(self.config.model, self.mix.texts())
+            SalmaModel.from_pretrained(resume)
+            if resume is not None
+            else SalmaModel.build(self.config.model, self.mix.texts())
         )
         model.requires_grad_(False)
         for part in model.trained_parts().values():

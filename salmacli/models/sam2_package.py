@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 from sam2.modeling.backbones.hieradet import Hiera
 
 from salmacli.config.schema import Sam2Config
@@ -22,6 +23,7 @@ SIZES = ("t", "s", "b+", "l")
 VERSIONS = ("2", "2.1")
 NAMES = tuple(f"sam{version}_hiera_{size}" for version in VERSIONS for size in SIZES)
 
+_MEND = "see the sam2 package's configs/"
 # Neither changes what is computed: RoPE follows the size of its input, compilation is decided where the model runs.
 _WITHOUT_EFFECT = ("feat_sizes", "compile_image_encoder")
 _TRUNK = {
@@ -81,7 +83,14 @@ def sam2_config_of(package: Mapping[str, Any]) -> Sam2Config:
             **{ours: trunk[theirs] for theirs, ours in _TRUNK.items()},
         )
     except KeyError as error:
-        raise ConfigError(f"the SAM 2 configuration lacks {error.args[0]}", "see the sam2 package's configs/") from None
+        raise ConfigError(f"the SAM 2 configuration lacks {error.args[0]}", _MEND) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = f"{key}: {first['msg']}, not {str(first['input'])[:80]}" if key else first["msg"]
+        raise ConfigError(f"the SAM 2 configuration is not valid ({what})", _MEND) from None
+    except (TypeError, AttributeError) as error:  # a section that is none
+        raise ConfigError(f"the SAM 2 configuration cannot be followed ({error})", _MEND) from None
     built = dict(_flat(package_config(config)))
     for key, value in _flat({**package, "image_encoder": {**encoder, "trunk": trunk}}):
         last = key.rpartition(".")[2]

@@ -76,6 +76,14 @@ RELEASED_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "lm_head",
     ),
     "tied, but differs": (lambda folder: _config(folder, tie_word_embeddings=True), "head"),
+    "not finite": (
+        lambda folder: _change(folder, lambda t: t["mlp1.1.bias"].fill_(float("nan"))),
+        r"multi_modal_projector\.linear_1\.bias has numbers that are not finite",
+    ),
+    "whole numbers": (
+        lambda folder: _change(folder, lambda t: t.update({"mlp1.1.bias": t["mlp1.1.bias"].int()})),
+        r"linear_1\.bias torch\.int32",
+    ),
     "module. prefix": (
         lambda folder: _change(folder, lambda t: [t.update({f"module.{name}": t.pop(name)}) for name in list(t)]),
         r"begin with module\.",

@@ -7,7 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from salmacli.checkpoints.layouts import ADAPTER_FORMAT, Layout, bare, detect, name_layout
+from salmacli.checkpoints.files.lazy import LazyTensor
+from salmacli.checkpoints.layouts import (
+    ADAPTER_FORMAT,
+    Layout,
+    bare,
+    detect,
+    name_layout,
+    salma_folder,
+    weights_in,
+)
 from salmacli.checkpoints.load import load_checkpoint
 from salmacli.errors import CheckpointError
 
@@ -121,3 +130,25 @@ def test_real_files_of_the_predecessor(shared_data: Path) -> None:
     assert detect(shared_data / "parity") is Layout.SA2VA
     assert detect(shared_data / "parity" / "model.safetensors") is Layout.SA2VA
     assert detect(shared_data / "parity" / "training_v2.pth") is Layout.TRAINING_V2
+
+
+def test_a_foreign_file_in_a_salma_folder_stands_for_itself(run_checkpoint: Path) -> None:
+    for name in ("other.safetensors", "model_old.safetensors", "adapter_model.safetensors"):
+        save_file({name: torch.zeros(1) for name in NAMES[Layout.SAM2]}, run_checkpoint / name)
+        assert salma_folder(run_checkpoint / name) is None
+        assert detect(run_checkpoint / name) is Layout.SAM2
+    assert salma_folder(run_checkpoint / "model-00001-of-00002.safetensors") == run_checkpoint
+    assert salma_folder(run_checkpoint / "model.safetensors.index.json") == run_checkpoint
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module"])
+def test_one_of_several_sets_of_weights_is_the_models(tmp_path: Path, key: str) -> None:
+    weights, others = {"a": LazyTensor.of(torch.ones(1))}, {"b": LazyTensor.of(torch.ones(1)), "updates": 3}
+    path = tmp_path / "it.pth"
+    assert weights_in({key: weights, "meta": {"iter": 3}}, path) == (weights, ())
+    assert weights_in({"ema": others, key: weights}, path) == (weights, ("ema",))
+    assert weights_in(weights, path) == (weights, ())
+    for other in {"state_dict", "model", "module"} - {key}:
+        with pytest.raises(CheckpointError, match=r"it\.pth holds weights twice, under \w+ and \w+; "):
+            weights_in({key: weights, other: others}, path)
+        assert weights_in({other: {"type": "configuration"}, key: weights}, path) == (weights, ())

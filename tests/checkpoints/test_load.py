@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from salmacli.checkpoints.card import card
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.load import build_model, fill, load_checkpoint, load_trainer_state, read_contents
 from salmacli.checkpoints.save import save_checkpoint, write_folder, write_pth
@@ -268,13 +270,12 @@ def test_a_pth_of_wrong_parts(tmp_path: Path, content: dict[str, object]) -> Non
 
 
 def test_tokenizer_files_cannot_leave_their_folder(run_checkpoint: Path, tmp_path: Path) -> None:
-    from salmacli.errors import DataError
 
     write_pth(tmp_path / "one.pth", read_contents(run_checkpoint)[2])
     content = torch.load(tmp_path / "one.pth", weights_only=True)
     content["tokenizer"]["../outside"] = "x"
     torch.save(content, tmp_path / "one.pth")
-    with pytest.raises(DataError, match="plain name"):
+    with pytest.raises(CheckpointError, match="is no file of a tokenizer"):
         load_checkpoint(tmp_path / "one.pth")
 
 
@@ -282,3 +283,39 @@ def test_a_broken_tokenizer(run_checkpoint: Path) -> None:
     (run_checkpoint / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
         load_checkpoint(run_checkpoint)
+
+
+@pytest.mark.parametrize("native", [{"model_type": "nobody"}, {"text_config": {"num_hidden_layers": 10**7}}])
+def test_models_that_transformers_refuses(run_checkpoint: Path, native: dict[str, object]) -> None:
+    header = json.loads((run_checkpoint / "config.json").read_text())
+    whole = header["model"]["mllm"]["native"]
+    if "text_config" in native:
+        text = {**whole["text_config"], **native["text_config"], "layer_types": ["full_attention"]}  # type: ignore[dict-item]
+        native = {"text_config": text}
+    header["model"]["mllm"]["native"] = {**whole, **native}
+    _header(run_checkpoint, **header)
+    with pytest.raises(CheckpointError, match="its model config makes no model") as caught:
+        load_checkpoint(run_checkpoint)
+    assert str(run_checkpoint) in str(caught.value)
+
+
+def test_a_pth_holds_no_other_files(run_checkpoint: Path, tmp_path: Path) -> None:
+    write_pth(tmp_path / "one.pth", read_contents(run_checkpoint)[2])
+    content = torch.load(tmp_path / "one.pth", weights_only=True)
+    content["tokenizer"]["config.json"] = "{}"
+    torch.save(content, tmp_path / "one.pth")
+    with pytest.raises(CheckpointError, match=r"'config\.json' is no file of a tokenizer; convert it again"):
+        read_contents(tmp_path / "one.pth")
+
+
+def test_the_card_names_no_path_as_its_base(
+    run_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    names = ["org/sa2va", "mine/model", "weights/sam2.pt", "/data/model", "org/sa2va", "iter_9.pth"]
+    sources = [{"name": name, "layout": "sa2va", "files": {}} for name in names]
+    contents = replace(read_contents(run_checkpoint)[2], provenance={"sources": sources})
+    contents = replace(contents, model={**contents.model, "sam2": {"base": "/data/sam2"}, "mllm": {"base": "org/mllm"}})
+    said = card(contents).split("---")[1]
+    assert yaml.safe_load(said)["base_model"] == ["org/mllm", "org/sa2va"]

@@ -187,7 +187,7 @@ def test_the_card_says_what_it_is_and_where_it_comes_from(run_checkpoint: Path, 
         },
     )
     metadata, body = parts(card(contents))
-    assert metadata["base_model"] == ["facebook/sam2-hiera-large"]
+    assert metadata["base_model"] == ["facebook/sam2-hiera-large", "org/model"]
     for said in ("`org/model`", "ab12", "`iter_9.pth`", "cd34", "a note"):
         assert said in body
 

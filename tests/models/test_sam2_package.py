@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from hydra.utils import instantiate
+from pydantic import ValidationError
 
 from salmacli.config.schema import Sam2Config
 from salmacli.errors import ConfigError, UsageError
@@ -47,3 +48,25 @@ def test_what_our_fields_cannot_say_is_told():
         sam2_config_of({})
     with pytest.raises(UsageError, match="sam2_hiera_x"):
         named_sam2_config("sam2_hiera_x")
+
+
+@pytest.mark.parametrize("size", ["big", 257, -256, 0, 1_000_000_000, "${nobody}", None, [1]])
+def test_sizes_that_no_model_has_are_told_in_one_line(size):
+    with pytest.raises(ConfigError, match="image_size") as caught:
+        sam2_config_of({**package_yaml("sam2_hiera_t"), "image_size": size})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["text", None, 3])
+def test_sections_that_are_none_are_told(part):
+    with pytest.raises(ConfigError, match="cannot be followed"):
+        sam2_config_of({**package_yaml("sam2_hiera_t"), "image_encoder": part})
+
+
+@pytest.mark.parametrize(
+    "field", ["heads", "embed_dim", "width", "memory_width", "memory_layers", "memory_feedforward", "image_size"]
+)
+@pytest.mark.parametrize("value", [0, -32])
+def test_our_own_sizes_are_positive(field, value):
+    with pytest.raises(ValidationError, match=field):
+        Sam2Config.model_validate({field: value})

@@ -99,6 +99,21 @@ def open_deepspeed(path: Path) -> dict[str, LazyTensor]:
     return {**{name: found[name] for name in module if name in found}, **found}
 
 
+def deepspeed_meta(path: Path) -> Mapping[str, Any]:
+    """What the trainer noted in the first file of model states (``meta``); nothing where it noted nothing.
+
+    Raises:
+        CheckpointError: There is no DeepSpeed checkpoint, or that file is broken.
+    """
+    folder = deepspeed_folder(path)
+    if folder is None:
+        raise CheckpointError(f"{path} holds no DeepSpeed checkpoint", "name a folder with *_model_states.pt")
+    files = _by_rank(folder, _MODEL)
+    content = open_pickle(files[0]) if files else None
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
 def _by_rank(folder: Path, pattern: str) -> list[Path]:
     def rank(file: Path) -> int:
         number = re.search(r"zero_pp_rank_(\d+)_", file.name)

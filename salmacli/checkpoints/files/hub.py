@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from salmacli.checkpoints.files.tensors import read_index
 from salmacli.errors import CheckpointError
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+$")
 
@@ -42,7 +42,7 @@ def resolve(name_or_path: str | Path, patterns: Sequence[str], revision: str | N
     if path.exists():
         return path
     name = name_or_path.as_posix() if isinstance(name_or_path, Path) else name_or_path
-    if not _ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name} is missing", "check the path; `salma train` makes checkpoints in runs/")
     cached = _cached(name, patterns, revision)
     if cached is not None:

@@ -22,6 +22,7 @@ import torch
 from torch import _weights_only_unpickler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from salmacli.checkpoints.files.storage_classes import STORAGE, StorageClasses
 from salmacli.checkpoints.files.tensors import broken
 from salmacli.errors import CheckpointError
 
@@ -84,7 +85,6 @@ _PLAIN = {
     *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
     *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
 }
-_STORAGE = re.compile(r"torch\.(cuda\.|storage\.)?[A-Za-z0-9]+Storage")
 
 
 def is_zip(path: Path) -> bool:
@@ -135,7 +135,9 @@ def _look_into_zip(path: Path) -> None:
                 )
             if entry.header_offset + entry.file_size > size:
                 raise _trap(f"{path}: {entry.filename}", entry.file_size, size)
-        pickles = [name for name in archive.namelist() if re.fullmatch(r"[^/]*/data\.pkl", name)]
+        names = archive.namelist()
+        _check_case(path, names)
+        pickles = [name for name in names if re.fullmatch(r"[^/]*/data\.pkl", name)]
         if len(pickles) != 1:
             raise ValueError("a zip archive without PyTorch's data.pkl")
         stream = io.BytesIO(archive.read(pickles[0]))
@@ -144,6 +146,19 @@ def _look_into_zip(path: Path) -> None:
         place = pickles[0].removesuffix(".pkl")
         records = {entry.filename: entry.file_size for entry in archive.infolist()}
         _check_sizes(path, stream, _Storages(path, lambda key: records.get(f"{place}/{key}", 0)))
+
+
+def _check_case(path: Path, names: list[str]) -> None:
+    """PyTorch finds entries whatever their case, and so might read another than the one that was looked at."""
+    seen: set[str] = set()
+    for name in names:
+        folded = name.lower()
+        if folded in seen or (folded.endswith("/data.pkl") and not name.endswith("/data.pkl")):
+            raise CheckpointError(
+                f"{path}: its entry {name} can be taken for another by PyTorch",
+                "take the file from a source you trust, as safetensors if there is one",
+            )
+        seen.add(folded)
 
 
 def _look_into_legacy(path: Path) -> None:
@@ -234,15 +249,19 @@ def _check_names(path: Path, stream: IO[bytes]) -> int:
         The pickle's protocol.
     """
     refused: set[str] = set()
+    storages = StorageClasses()
     texts, memo, protocol = ["?", "?"], dict[int, Any](), 0
     top: Any = None
     argument: Any
     for code, argument, _ in pickletools.genops(stream):
+        full = ""
         if code.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
             module, name = texts[-2:] if code.name == "STACK_GLOBAL" else str(argument).split(" ", 1)
             full = f"{'builtins' if module == '__builtin__' else module}.{name}"
-            if full not in _PLAIN and full not in _STAND_INS and not _STORAGE.fullmatch(full):
+            if full not in _PLAIN and full not in _STAND_INS and not STORAGE.fullmatch(full):
                 refused.add(full)
+        if not storages.follow(code, argument, full):
+            refused.add("the class of a storage")
         if code.name == "PROTO":
             protocol = argument
         elif "PUT" in code.name or code.name == "MEMOIZE":

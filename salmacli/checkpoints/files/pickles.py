@@ -100,7 +100,8 @@ class _Mapping:
         return self._content
 
     def tensor(self, keys: tuple[Any, ...]) -> Tensor:
-        found: Tensor = reduce(getitem, keys, self.content()).detach()
+        # Torch's own method: a pickle may have given the tensor an attribute of that name.
+        found = Tensor.detach(reduce(getitem, keys, self.content()))
         self._given = (self._given or 0) + found.untyped_storage().nbytes()
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,12 @@ _NATIVE: dict[str, type[PreTrainedConfig]] = {
     "qwen2_5_vl": Qwen2_5_VLConfig,
     "qwen3_vl": Qwen3VLConfig,
 }
+# Whole numbers above 0 in a section of `native`, and more layers than any model has.
+_COUNTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "num_channels", "depth", "num_heads",
+)  # fmt: skip
+_LAYERS = 1000
 # What comes of values that are of other types than they should be.
 _UNUSABLE = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 # What transformers' configurations hold beside the model itself.
@@ -73,6 +80,7 @@ def native_of_internvl(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         native = _native(config, where)
         InternVLConfig(**{key: value for key, value in native.items() if key != "model_type"})
+        _check_sizes(native, where)
     except _UNUSABLE as error:
         raise CheckpointError(f"{where}: it makes no model ({error})", "download it again") from error
     return native
@@ -91,9 +99,11 @@ def native_of_transformers(config: Mapping[str, Any], where: str) -> dict[str, A
         raise CheckpointError(f"{where}: the weights are quantised", "take the model in its full precision")
     try:
         full = _NATIVE[kind](**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
+        native = {"model_type": kind} | _without_noise(full)
+        _check_sizes(native, where)
     except _UNUSABLE as error:
         raise CheckpointError(f"{where}: transformers does not accept it ({error})", "download it again") from error
-    return {"model_type": kind} | _without_noise(full)
+    return native
 
 
 def internvl_of_native(native: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +168,29 @@ def _native(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     grid = size // sight["patch_size"]
     native["image_seq_length"] = int(grid * grid * native["downsample_ratio"] ** 2)
     return native
+
+
+def _check_sizes(native: Mapping[str, Any], where: str) -> None:
+    """Refuse numbers that transformers' configurations take and of which no model can be built."""
+    for name in ("text_config", "vision_config"):
+        section = native.get(name) or {}
+        theta = (section.get("rope_parameters") or {}).get("rope_theta", 1.0)
+        told = {key: section[key] for key in _COUNTS if section.get(key) is not None}
+        faults = [f"{key} {value!r}" for key, value in told.items() if not _is_count(value)]
+        faults += [] if isinstance(theta, (int, float)) and 0 < theta < math.inf else [f"rope_theta {theta!r}"]
+        if not faults and told.get("num_hidden_layers", 1) > _LAYERS:
+            faults.append(f"num_hidden_layers {told['num_hidden_layers']}")
+        heads, keys = told.get("num_attention_heads", 1), told.get("num_key_value_heads", 1)
+        if not faults and heads % keys:
+            faults.append(f"num_attention_heads {heads} for num_key_value_heads {keys}")
+        if not faults and "head_dim" not in section and told.get("hidden_size", heads) % heads:
+            faults.append(f"hidden_size {told['hidden_size']} for num_attention_heads {heads}")
+        if faults:
+            raise CheckpointError(f"{where}: no model has {', '.join(faults)} ({name})", "download it again")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:

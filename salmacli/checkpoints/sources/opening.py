@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from salmacli.checkpoints.files.hub import resolve
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_bins, open_pickle
 from salmacli.checkpoints.files.tensors import first_few, open_safetensors
-from salmacli.checkpoints.layouts import Layout, bare, detect
+from salmacli.checkpoints.layouts import Layout, bare, detect, weights_in
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import (
@@ -95,10 +96,13 @@ def open_source(name_or_path: str | Path, *, sam2_config: Given | None = None) -
             "name a released Sa2VA, an InternVL, a Qwen-VL, a SAM 2 or a SALMA checkpoint",
         )
     try:
-        found = _Found(name, place, layout, _weights(place))
-        return _sam2(found, sam2_config) if layout is Layout.SAM2 else _mllm(found, sam2_config)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
+        tensors, left_out = _weights(place)
+        found = _Found(name, place, layout, tensors)
+        parts = _sam2(found, sam2_config) if layout is Layout.SAM2 else _mllm(found, sam2_config)
+    except (DataError, CheckpointError) as error:
+        told = any(re.search(rf"(?<![\w.-]){re.escape(one)}(?![\w-])", str(error)) for one in (name, str(place)))
+        raise CheckpointError(str(error) if told else f"{name}: {error}") from error
+    return replace(parts, notes=(*parts.notes, *(f"{key} beside it was left out" for key in left_out)))
 
 
 @dataclass(frozen=True)
@@ -261,22 +265,23 @@ def _sam2_file(place: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _weights(place: Path) -> dict[str, LazyTensor]:
+def _weights(place: Path) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """The model's tensors, and the keys of other sets of them in the same file."""
+    left_out: tuple[str, ...] = ()
     if place.is_dir():
         tensors = open_safetensors(place) if any(place.glob("*.safetensors*")) else open_bins(place)
     elif place.suffix == ".safetensors":
         tensors = open_safetensors(place)
     else:
-        content = open_pickle(place)
-        keys = [key for key in ("model", "state_dict", "module") if isinstance(content.get(key), Mapping)]
-        tensors = lazy_state_dict(content[keys[0]] if keys else content, place)
+        weights, left_out = weights_in(open_pickle(place), place)
+        tensors = lazy_state_dict(weights, place)
     if wrapped := [name for name in tensors if bare(name) != name]:
         prefix = wrapped[0].removesuffix(bare(wrapped[0]))
         raise CheckpointError(
             f"{place}: {first_few(wrapped)} begin with {prefix}, so the file was saved from inside a wrapper",
             f"save the wrapped model's own state_dict, or take {prefix} off every name",
         )
-    return tensors
+    return tensors, left_out
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:

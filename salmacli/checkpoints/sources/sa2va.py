@@ -31,7 +31,7 @@ _LANGUAGE_MODEL = MLLM + "model.language_model."
 def released_rotary(tensors: Mapping[str, LazyTensor], native: Mapping[str, Any]) -> str:
     """What the public code leaves of the rotary embedding of an LLM (`MllmConfig.rotary`), told by its stored types.
 
-    It moves a model that is stored in bfloat16 there as a whole; one that was trained and merged in float32 it does not.
+    It moves a model that is stored in bfloat16 there as a whole; one that was trained and merged in float32 it leaves.
     Qwen's modules keep their frequencies in a buffer, InternLM2's the tables. Source: the public code and its outputs.
 
     Args:

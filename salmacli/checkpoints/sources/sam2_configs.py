@@ -192,5 +192,5 @@ def _read(path: Path) -> Any:
         return read_json(path)
     try:  # PyYAML itself would read the package's 1e-6 as a text
         return OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as YAML ({error})", f"write it in {_FORMS}") from error

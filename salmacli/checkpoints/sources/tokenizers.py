@@ -16,7 +16,6 @@ from salmacli.config.files import read_json
 from salmacli.errors import CheckpointError, DataError
 from salmacli.models.tokenizer import SEGMENTATION_TOKENS
 
-# What Sa2VA adds to an MLLM, in its order: ids count.
 FAST, CONFIG, ADDED, SPECIAL = "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
 FILES = (FAST, CONFIG, ADDED, SPECIAL, VOCABULARY, MERGES, SENTENCEPIECE, "chat_template.jinja", "chat_template.json")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
+from salmacli.config.schema import CmaConfig
 from salmacli.errors import CheckpointError
 
 # The module's parts lie in the grounding encoder, its scalars there, in the module or at the top, by version.
@@ -28,6 +29,10 @@ _NEEDED = (
 _DIFFERENCE = (
     "the cross-modal attention's weights are taken over, but SALMA computes its corrected form (keys are the words and "
     "[SEG], the residual is not normalised): its outputs differ from the training's, and want a short further training"
+)
+_UNSAID = (
+    "the file does not say the number of heads nor top-k of its attention: "
+    f"{CmaConfig().heads} and {CmaConfig().topk} are taken"
 )
 
 
@@ -67,7 +72,7 @@ def extension_to_salma(
             modulation (film) is at work, which SALMA has not.
     """
     given = dict(extension)
-    notes = [_DIFFERENCE]
+    notes = [_DIFFERENCE, _UNSAID]
     gamma = _gamma(given, place)
     notes += _film(given, place)
     if (scale := given.pop("_gamma_scale", None)) is not None and (value := scale.read().float().mean().item()) != 1:

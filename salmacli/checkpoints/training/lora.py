@@ -10,16 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
-from salmacli.errors import CheckpointError
+from salmacli.errors import CheckpointError, UsageError
 
 _NAME = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>\w+))?\.weight$")
 _KIN = re.compile(r"\.lora_|\.adalora_")  # magnitudes, embeddings, biases: kinds that are not merged here
+_STATED = {"alpha": "α", "rank": "rank", "root": "use_rslora", "vision": "α of the vision tower"}
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,57 @@ class LoraSettings:
     Attributes:
         alpha: α.
         rank: the r it states; None where only α is known.
-        root: rank-stabilised: α/√r instead of α/r.
+        root: rank-stabilised: α/√r instead of α/r; None where it is not stated, which counts as α/r.
+        vision: of the vision tower, where it has settings of its own.
     """
 
     alpha: float
     rank: int | None = None
-    root: bool = False
+    root: bool | None = None
+    vision: LoraSettings | None = None
 
     def scale(self, rank: int) -> float:
         """What B·A is multiplied with."""
         return self.alpha / (rank**0.5 if self.root else rank)
+
+    def __str__(self) -> str:
+        known = {"r": self.rank, "use_rslora": self.root, "in the vision tower": self.vision}
+        told = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        return f"{self.alpha:g} ({told})" if told else f"{self.alpha:g}"
+
+
+def agreed(stated: Mapping[str, LoraSettings]) -> LoraSettings:
+    """What all who state something about one training's LoRA say together.
+
+    Args:
+        stated: by who states it, e.g. ``--lora-alpha``; at least one.
+
+    Returns:
+        Every value that anyone states; ``root`` is False where no one states it.
+
+    Raises:
+        UsageError: Two of them state different values.
+    """
+    found: dict[str, Any] = {"root": False}
+    by: dict[str, tuple[str, LoraSettings]] = {}
+    for who, settings in stated.items():
+        for name, label in _STATED.items():
+            value = getattr(settings, name)
+            if value is None:
+                continue
+            first, other = by.setdefault(name, (who, settings))
+            if getattr(other, name) != value:
+                one, two = (f"{x:g}" if isinstance(x, float) else x for x in (getattr(other, name), value))
+                raise UsageError(
+                    f"LoRA's {label} is stated differently: {one} ({first}), {two} ({who})",
+                    "give what the training used",
+                )
+            found[name] = value
+    return LoraSettings(**found)
+
+
+def _told(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def split_pairs(tensors: Mapping[str, LazyTensor], place: str) -> tuple[dict[str, Pair], dict[str, LazyTensor]]:

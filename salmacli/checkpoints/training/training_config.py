@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -18,8 +21,10 @@ from salmacli.config.files import read_json
 from salmacli.errors import ConfigError, DataError
 
 _RANKS = ("r", "lora_r", "lora_rank", "rank")
-_PREFERRED = "llm_lora"  # Sa2VA's name for the LLM's LoRA; the vision tower may have one of its own
+_PREFERRED = "llm_lora"  # Sa2VA's name for the LLM's LoRA
+_VISION = "visual_encoder_lora"  # and for the vision tower's, which has an α of its own
 _MEND = "state it with --lora-alpha"
+_HARMLESS = (None, True, False, "gaussian", "orthogonal")  # ways to start LoRA that leave the base's weights alone
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Add: operator.add,
@@ -38,7 +43,10 @@ def read_lora_settings(path: Path) -> LoraSettings:
     Raises:
         ConfigError: It cannot be read, or says nothing or several things about LoRA.
     """
-    settings = _only(_read(path), str(path))
+    try:
+        settings = _only(_read(path), str(path))
+    except RecursionError as error:
+        raise ConfigError(f"{path} contains itself, or is nested too deeply", _MEND) from error
     if settings is None:
         raise ConfigError(f"{path} has no lora_alpha that can be read without running it", _MEND)
     return settings
@@ -57,13 +65,18 @@ def lora_settings_in(text: str, where: str) -> LoraSettings | None:
 
 
 def _only(content: Any, where: str) -> LoraSettings | None:
-    found = [section for key, section in _sections(content, "") if key == _PREFERRED] or [
-        section for _, section in _sections(content, "")
-    ]
-    settings = {_settings(section, where) for section in found}
+    sections = list(_sections(content, "", set()))
+    preferred = [section for key, section in sections if key == _PREFERRED]
+    settings = _one(preferred or [section for _, section in sections], where)
+    if settings is None or not preferred:
+        return settings
+    return replace(settings, vision=_one([section for key, section in sections if key == _VISION], where))
+
+
+def _one(sections: Iterable[Mapping[str, Any]], where: str) -> LoraSettings | None:
+    settings = {_settings(section, where) for section in sections}
     if len(settings) > 1:
-        told = ", ".join(sorted(f"{one.alpha:g} (r {one.rank})" for one in settings))
-        raise ConfigError(f"{where} states several lora_alpha: {told}", _MEND)
+        raise ConfigError(f"{where} states several lora_alpha: {', '.join(sorted(map(str, settings)))}", _MEND)
     return settings.pop() if settings else None
 
 
@@ -80,7 +93,7 @@ def _read(path: Path) -> Any:
     if path.suffix in (".yaml", ".yml"):
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter from dates that are none
             raise ConfigError(f"{path} is not valid YAML ({error})", "mend it") from error
     try:
         return _Program(ast.parse(text)).values()
@@ -88,27 +101,43 @@ def _read(path: Path) -> Any:
         raise ConfigError(f"{path} is not Python ({error})", "name a .py, .yaml or .json file") from error
 
 
-def _sections(content: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with a ``lora_alpha``, and the key it stands under."""
+def _sections(content: Any, key: str, done: set[tuple[int, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a ``lora_alpha``, and the key it stands under.
+
+    YAML may refer to one mapping from many places: `done` keeps its visits as few as there are keys for it.
+    """
+    if (id(content), key) in done:
+        return
     if isinstance(content, Mapping):
         if "lora_alpha" in content:
             yield key, content
         for name, value in content.items():
-            yield from _sections(value, str(name))
+            yield from _sections(value, str(name), done)
     elif isinstance(content, (list, tuple)):
         for value in content:
-            yield from _sections(value, key)
+            yield from _sections(value, key, done)
+    else:
+        return
+    done.add((id(content), key))
 
 
 def _settings(section: Mapping[str, Any], where: str) -> LoraSettings:
     alpha, rank = section["lora_alpha"], next((section[name] for name in _RANKS if name in section), None)
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or alpha <= 0:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= sys.float_info.max:
         raise ConfigError(f"{where}: lora_alpha is {alpha!r}, not a number above 0", _MEND)
     if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0):
         raise ConfigError(f"{where}: LoRA's r is {rank!r}, not a number above 0", _MEND)
     if unequal := [name for name in ("rank_pattern", "alpha_pattern") if section.get(name)]:
         raise ConfigError(f"{where}: {unequal[0]} gives modules values of their own, which are not merged here", _MEND)
-    return LoraSettings(float(alpha), rank, bool(section.get("use_rslora", False)))
+    if (start := section.get("init_lora_weights")) not in _HARMLESS:
+        raise ConfigError(
+            f"{where}: init_lora_weights is {start!r}, which may have changed the base's own weights",
+            "merge it where it was trained",
+        )
+    root = section.get("use_rslora", None if rank is None else False)  # a whole LoRA section means peft's default
+    if not isinstance(root, (bool, NoneType)):
+        raise ConfigError(f"{where}: use_rslora is {root!r}, not true or false", "mend it")
+    return LoraSettings(float(alpha), rank, root)
 
 
 class _Program:

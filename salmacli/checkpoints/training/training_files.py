@@ -6,9 +6,10 @@ same explicit map as a released Sa2VA (`key_maps`). What is left over is an erro
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
 from salmacli.checkpoints.layouts import bare
 from salmacli.checkpoints.sources.fused import Heads
-from salmacli.checkpoints.sources.key_maps import HEAD, VOCABULARY, sa2va_to_salma
+from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY, sa2va_to_salma
 from salmacli.checkpoints.training.cma_extension import extension_to_salma, split_extension
 from salmacli.checkpoints.training.comparison import Difference, difference, module_of
 from salmacli.checkpoints.training.lora import LoraSettings, Pair, merge, rank_of, split_pairs
@@ -24,6 +25,10 @@ from salmacli.errors import CheckpointError
 
 # What a training adds to an MLLM and a SAM 2 that know nothing of each other.
 NEW = ("text_hidden_fcs.", "cma.")
+# Parts that are trained whole or not at all.
+_WHOLE = ("grounding.sam_mask_decoder.", "mllm.model.model.multi_modal_projector.", *NEW)
+_VISION = ("mllm.model.model.vision_tower.", "mllm.model.model.visual.")
+_LAYER = re.compile(r"\.(layers?|blocks)\.\d+\.")
 
 # Sa2VA predicts in its own way, whatever it was trained on.
 _MODEL = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5}
@@ -100,7 +105,8 @@ def merge_training(
     """What the training changed, in SALMA's names, with LoRA merged into the base's weights.
 
     Raises:
-        CheckpointError: the base lacks something, has other shapes, or LoRA has another rank than stated.
+        CheckpointError: the base lacks something, has other shapes, something that belongs to what was trained is
+            missing, or LoRA has another rank or, in the vision tower, another α than stated.
     """
     wanted = {name: tensor.shape for name, tensor in training.tensors.items()}
     wanted |= {name: pair.shape for name, pair in training.pairs.items()}
@@ -110,16 +116,27 @@ def merge_training(
     misfits = [
         f"{name} {shape}, in the base {base[name].shape}"
         for name, shape in wanted.items()
-        if name in base and base[name].shape != shape and not (name in VOCABULARY and base[name].shape[1:] == shape[1:])
+        if name in base and not _fits(name, shape, base[name].shape)
     ]
     if misfits:
         raise CheckpointError(f"{place} has {first_few(misfits)} of other shapes than its base", _WRONG_BASE)
+    if missing := _gaps(training, base):
+        raise CheckpointError(
+            f"{place} lacks {first_few(missing)}, though it trained others of the same part", "save it again, whole"
+        )
     merged = dict(training.tensors)
     if training.pairs:
         rank = rank_of(training.pairs, settings, place)
         assert settings is not None  # the caller asks for α before it comes here
+        _check_vision(training.pairs, settings, rank, place)
         for name, pair in training.pairs.items():
-            merged[name] = merge(merged.get(name, base[name]), pair, settings.scale(rank))
+            weight = merged[name] if name in merged else _of_base(name, base)
+            if weight is None or weight.shape != pair.shape:
+                has = "is nowhere" if weight is None else f"is {weight.shape}"
+                raise CheckpointError(
+                    f"{place} has LoRA {pair.shape} for {name}, which {has} in the file and its base", _WRONG_BASE
+                )
+            merged[name] = merge(weight, pair, settings.scale(rank))
     return merged
 
 
@@ -135,17 +152,23 @@ def check_base(
         place: the file, for messages.
 
     Raises:
-        CheckpointError: the weights of some module point elsewhere, or an untrained copy in the file is not the base's.
+        CheckpointError: the weights of some module point elsewhere, an untrained copy in the file is not the base's, or
+            there are numbers that cannot be compared.
     """
     for name, copy in training.frozen.items():
-        if name not in base or difference(base[name].read(), copy.read()).cosine < _SAME:
+        if not _is_copy(name, copy, _of_base(name, base)):
             raise CheckpointError(f"{place} keeps an untrained copy of {name} that is not the base's", _WRONG_BASE)
+    if infinite := [name for name in training.names & differences.keys() if math.isnan(differences[name].cosine)]:
+        raise CheckpointError(
+            f"{place}: {first_few(infinite)} cannot be compared with the base's, for some numbers are not finite",
+            "name a file from before the training diverged",
+        )
     cosines: dict[str, list[float]] = {}
     for name, tensor in training.tensors.items():
         if name in base and len(tensor.shape) >= 2:  # scales and biases are alike in all models
             cosines.setdefault(module_of(name), []).append(differences[name].cosine)
     for module, values in cosines.items():
-        if median(values) < _RELATED:
+        if not median(values) >= _RELATED:
             raise CheckpointError(
                 f"{place}: its {module} has nothing in common with the base's (median cosine {median(values):.2f})",
                 _WRONG_BASE,
@@ -153,6 +176,48 @@ def check_base(
 
 
 _WRONG_BASE = "it was trained from another base: name that one with --base"
+
+
+def _of_base(name: str, base: Mapping[str, LazyTensor]) -> LazyTensor | None:
+    """A weight of the base, whose head may be its embedding."""
+    return base.get(EMBEDDING if name == HEAD and HEAD not in base else name)
+
+
+def _fits(name: str, shape: tuple[int, ...], old: tuple[int, ...]) -> bool:
+    return shape == old or (name in VOCABULARY and shape[1:] == old[1:])
+
+
+def _is_copy(name: str, copy: LazyTensor, old: LazyTensor | None) -> bool:
+    if old is None or not _fits(name, copy.shape, old.shape):
+        return False
+    found = difference(old.read(), copy.read())
+    return not found.changed or found.cosine >= _SAME  # NaN is no copy; zeros have no cosine, but may be equal
+
+
+def _gaps(training: Training, base: Iterable[str]) -> list[str]:
+    """What the base has of a part that the file brings in part only."""
+    wholes = tuple(part for part in _WHOLE if any(name.startswith(part) for name in training.tensors))
+    targets = {_in_any_layer(name) for name in training.pairs if _LAYER.search(name)}
+    told = training.names | training.frozen.keys()
+    missing = [name for name in base if name.startswith(wholes) and name not in told]
+    return missing + [name for name in base if _in_any_layer(name) in targets and name not in training.names]
+
+
+def _in_any_layer(name: str) -> str:
+    return _LAYER.sub(r".\1.*.", name)
+
+
+def _check_vision(pairs: Mapping[str, Pair], settings: LoraSettings, rank: int, place: str) -> None:
+    """One α is merged; a vision tower with LoRA at another would get the wrong one."""
+    own, adapted = settings.vision, [name for name in pairs if name.startswith(_VISION)]
+    if own is None or not adapted:
+        return
+    if own.rank not in (None, rank) or own.scale(rank) != settings.scale(rank):
+        raise CheckpointError(
+            f"{place} has LoRA on {first_few(adapted)}, for which its configuration states α {own}, "
+            f"and {replace(settings, vision=None)} for the language model",
+            "merge the vision tower's where it was trained: one α is merged here",
+        )
 
 
 def _unwrapped(tensors: Mapping[str, LazyTensor], place: str) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:

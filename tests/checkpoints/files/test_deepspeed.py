@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from salmacli.checkpoints.files.deepspeed import open_deepspeed
+from salmacli.checkpoints.files.deepspeed import deepspeed_meta, open_deepspeed
 from salmacli.checkpoints.layouts import Layout, detect
 from salmacli.errors import CheckpointError
 
@@ -232,3 +232,12 @@ def test_which_of_several(deepspeed: None, tmp_path: Path) -> None:
     (tmp_path / "latest").unlink()
     with pytest.raises(CheckpointError, match=r"holds 2 DeepSpeed checkpoints; name one, such as .*iter_6\.pth"):
         open_deepspeed(tmp_path)
+
+
+def test_what_the_trainer_noted(tmp_path: Path) -> None:
+    file = tmp_path / "mp_rank_00_model_states.pt"
+    for content, meta in (({"meta": {"iter": 7}}, {"iter": 7}), ({"meta": "none"}, {}), ({}, {})):
+        torch.save({"module": {"a": torch.ones(1)}, **content}, file)
+        assert deepspeed_meta(tmp_path) == deepspeed_meta(file) == meta
+    with pytest.raises(CheckpointError, match="holds no DeepSpeed checkpoint"):
+        deepspeed_meta(tmp_path / "no")

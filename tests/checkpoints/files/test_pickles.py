@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import sys
 import types
 import zipfile
@@ -279,3 +280,36 @@ def test_folders_of_bins(tmp_path: Path) -> None:
         open_bins(tmp_path)
     torch.save({"b": torch.ones(3)}, tmp_path / files["b"])
     assert {name: one.shape for name, one in open_bins(tmp_path).items()} == {"a": (2,), "b": (3,)}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Calls(torch.UntypedStorage, TERABYTES),
+        Calls(torch.storage.TypedStorage, TERABYTES),
+        Calls(torch._tensor._rebuild_from_type_v2, torch.UntypedStorage, torch.Tensor, (TERABYTES,), {}),
+        OrderedDict(kind=torch.UntypedStorage),
+    ],
+)
+def test_classes_of_storages_are_not_called(tmp_path: Path, call: object) -> None:
+    for path in _both({"a": torch.ones(1), "x": call}, tmp_path):
+        for read in (open_pickle, read_pickle):
+            with pytest.raises(CheckpointError, match=rf"{path.name} wants to run the class of a storage"):
+                read(path)
+
+
+def test_entries_that_differ_in_case_only(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pth")
+    for name in ("x/DATA.PKL", "other/Data.pkl", "x/DATA/0"):
+        shutil.copyfile(tmp_path / "x.pth", tmp_path / "y.pth")
+        with zipfile.ZipFile(tmp_path / "y.pth", "a") as archive:
+            archive.writestr(name, b"")
+        with pytest.raises(CheckpointError, match=rf"y\.pth: its entry {name} can be taken for another"):
+            open_pickle(tmp_path / "y.pth")
+
+
+def test_attributes_of_tensors_stand_for_nothing(tmp_path: Path) -> None:
+    tensor = torch.ones(2)
+    tensor.detach = "mine"  # type: ignore[assignment,method-assign]
+    torch.save({"a": tensor}, tmp_path / "x.pth")
+    assert torch.equal(open_pickle(tmp_path / "x.pth")["a"].read(), torch.ones(2))

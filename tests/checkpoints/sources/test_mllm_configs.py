@@ -203,3 +203,21 @@ def test_what_is_said_of_the_head() -> None:
     assert says_tied(published(QWEN3_8B)) is None
     assert says_tied(QWEN2_5_VL_3B) is True
     assert says_tied({"text_config": {"tie_word_embeddings": True}}) is True
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_theta", None), ("rope_theta", 0), ("num_key_value_heads", 0), ("num_key_value_heads", 5),
+        ("num_attention_heads", 0), ("hidden_size", -896), ("num_hidden_layers", 10**7), ("vocab_size", 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("llm", [QWEN2_0_5B, QWEN3_8B, INTERNLM2_7B])
+def test_numbers_that_no_model_has_are_told(key: str, value: object, llm: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"^config\.json: (no model has|it makes no model)"):
+        native_of_internvl(published({**llm, key: value}), "config.json")
+
+
+def test_numbers_that_no_model_has_are_told_of_transformers_own_layout() -> None:
+    with pytest.raises(CheckpointError, match=r"^config\.json: .*num_key_value_heads 0"):
+        native_of_transformers({**QWEN2_5_VL_3B, "num_key_value_heads": 0}, "config.json")

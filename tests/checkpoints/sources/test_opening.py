@@ -483,3 +483,19 @@ def test_what_is_no_model_to_start_from_is_told(tmp_path: Path) -> None:
         open_source(tmp_path / "training.pth")
     with pytest.raises(SalmaError):
         open_source(tmp_path / "nowhere")
+
+
+def test_other_sets_of_weights_in_the_file_are_noted(tmp_path: Path) -> None:
+    tensors = build_grounding(SAM2).state_dict()
+    path = tmp_path / "sam2.pt"
+    torch.save({"state_dict": tensors, "ema_state_dict": tensors, "meta": {"iter": 3}}, path)
+    parts = open_source(path, sam2_config=SAM2.model_dump(mode="json"))
+    assert "ema_state_dict beside it was left out" in parts.notes and not any("meta" in note for note in parts.notes)
+
+
+def test_leftovers_are_told_with_the_file(tmp_path: Path) -> None:
+    folder = original(tmp_path / "it")
+    rewrite(folder, lambda tensors: tensors.update({"stray.weight": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"^\S+/it: .* has no place for .*stray\.weight") as caught:
+        open_source(folder)
+    assert str(caught.value).count(str(folder)) == 1

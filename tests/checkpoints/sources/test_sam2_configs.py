@@ -132,3 +132,9 @@ def test_a_missing_or_broken_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_sam2_config(tmp_path / "bad.yaml")
+
+
+def test_a_yaml_that_holds_itself_is_told(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text("like: sam2_hiera_l\ntrunk: &a\n  again: *a\n")
+    with pytest.raises(ConfigError, match=r"loop\.yaml cannot be read as YAML"):
+        read_sam2_config(tmp_path / "loop.yaml")

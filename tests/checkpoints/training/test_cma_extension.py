@@ -57,6 +57,7 @@ def test_every_tensor_finds_its_place(theirs: Theirs, scalars: str) -> None:
     ours.load_state_dict({name.removeprefix("cma."): lazy.read() for name, lazy in found.items()})  # strict
     assert all(lazy.shape == tuple(lazy.read().shape) for lazy in found.values())
     assert any("outputs differ" in note for note in notes)
+    assert "the file does not say the number of heads nor top-k of its attention: 8 and 2 are taken" in notes
 
 
 def test_the_attention_itself_computes_the_same(theirs: Theirs) -> None:

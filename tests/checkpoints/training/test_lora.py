@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from salmacli.checkpoints.files.lazy import LazyTensor
-from salmacli.checkpoints.training.lora import LoraSettings, Pair, merge, rank_of, split_pairs
-from salmacli.errors import CheckpointError
+from salmacli.checkpoints.training.lora import LoraSettings, Pair, agreed, merge, rank_of, split_pairs
+from salmacli.errors import CheckpointError, UsageError
 
 MODULE = "model.layers.0.self_attn.q_proj"
 
@@ -92,3 +94,38 @@ def test_another_rank_than_stated_or_than_the_others() -> None:
         rank_of({"a": one}, LoraSettings(8, 128), "file")
     with pytest.raises(CheckpointError, match=r"rank 4, but 2 in 1 tensor \(c\)"):
         rank_of({"a": one, "b": one, "c": other}, LoraSettings(8), "file")
+
+
+VISION = LoraSettings(16, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("stated", "together"),
+    [
+        ([LoraSettings(8)], LoraSettings(8, None, False)),
+        ([LoraSettings(8), LoraSettings(8, root=True)], LoraSettings(8, None, True)),
+        ([LoraSettings(8), LoraSettings(8, 4, True), LoraSettings(8, 4)], LoraSettings(8, 4, True)),
+        ([LoraSettings(8, 4, False, VISION), LoraSettings(8)], LoraSettings(8, 4, False, VISION)),
+    ],
+)
+def test_all_that_anyone_states(stated: list[LoraSettings], together: LoraSettings) -> None:
+    for order in (stated, stated[::-1]):
+        assert agreed({str(who): one for who, one in enumerate(order)}) == together
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"alpha": 16.0}, r"α is stated differently: 8 \(--config\), 16 \(file\)"),
+        ({"rank": 2}, r"rank is stated differently: 4 \(--config\), 2 \(file\)"),
+        ({"root": True}, r"use_rslora is stated differently: False \(--config\), True \(file\)"),
+        (
+            {"vision": LoraSettings(32)},
+            r"vision tower is stated differently: 16 \(r 8, use_rslora False\) .* 32 \(file",
+        ),
+    ],
+)
+def test_two_who_contradict_each_other(change: dict, told: str) -> None:
+    one = LoraSettings(8, 4, False, VISION)
+    with pytest.raises(UsageError, match=told):
+        agreed({"--config": one, "file": replace(one, **change)})

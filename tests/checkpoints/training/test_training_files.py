@@ -10,8 +10,8 @@ from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.training.comparison import difference
-from salmacli.checkpoints.training.lora import LoraSettings
-from salmacli.checkpoints.training.training_files import check_base, merge_training, read_training
+from salmacli.checkpoints.training.lora import LoraSettings, Pair
+from salmacli.checkpoints.training.training_files import Training, check_base, merge_training, read_training
 from salmacli.errors import CheckpointError
 
 LLM = "mllm.model.model.language_model."
@@ -166,3 +166,102 @@ def test_a_base_of_the_same_shapes_with_other_weights(base, training) -> None:
     differences = {name: difference(other[name].read(), one.read()) for name, one in found.tensors.items()}
     with pytest.raises(CheckpointError, match=r"grounding\.sam_mask_decoder has nothing in common with the base's"):
         check_base(found, other, differences, "file")
+
+
+GAP = "though it trained others of the same part"
+
+
+@pytest.mark.parametrize(
+    ("dropped", "told"),
+    [
+        ("sam_mask_decoder.transformer", rf"lacks \d\d tensors \(grounding\.sam_mask_decoder\.transformer.*{GAP}"),
+        ("text_hidden_fcs.2.", rf"lacks 2 tensors \(text_hidden_fcs\.2\.bias, text_hidden_fcs\.2\.weight\), {GAP}"),
+        ("mlp1.1.bias", rf"lacks 1 tensor \(.*multi_modal_projector\.linear_1\.bias\), {GAP}"),
+        ("layers.1.mlp.up_proj.lora_", rf"lacks 1 tensor \({LLM}layers\.1\.mlp\.up_proj\.weight\), {GAP}"),
+    ],
+)
+def test_parts_with_gaps(base, training, dropped: str, told: str) -> None:
+    content = training()
+    content["state_dict"] = {name: one for name, one in content["state_dict"].items() if dropped not in name}
+    with pytest.raises(CheckpointError, match=told):
+        _merged(content, base)
+
+
+def test_parts_that_were_not_trained_are_no_gaps(base, training) -> None:
+    absent = ("sam_mask_decoder.", "text_hidden_fcs.", "mlp1.", "up_proj.lora_", "lm_head.")
+    content = training()
+    content["state_dict"] = {
+        name: one for name, one in content["state_dict"].items() if not any(part in name for part in absent)
+    }
+    assert EMBEDDING in _merged(content, base)
+
+
+def test_an_attention_with_a_gap(base) -> None:
+    attention = {f"cma.{name}": LazyTensor.of(torch.ones(2)) for name in ("gamma", "norm.weight", "norm.bias")}
+    training = Training({"cma.gamma": attention["cma.gamma"]}, {}, {}, {}, ())
+    assert merge_training(training, base.tensors, None, "file").keys() == {"cma.gamma"}  # all of it is new
+    with pytest.raises(CheckpointError, match=rf"lacks 2 tensors \(cma\.norm\.bias, cma\.norm\.weight\), {GAP}"):
+        merge_training(training, {**base.tensors, **attention}, None, "file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [DECODER, f"{PEFT}model.layers.0.self_attn.q_proj.lora_B.default.weight"])
+def test_numbers_that_are_not_finite(base, training, name: str, value: float) -> None:
+    content = training()
+    content["state_dict"][name][0, 0] = value
+    found = read_training(_lazy(content), base.model["mllm"]["native"], "file")
+    merged = merge_training(found, base.tensors, LoraSettings(8), "file")
+    differences = {key: difference(base.tensors[key].read(), one.read()) for key, one in merged.items()}
+    with pytest.raises(CheckpointError, match=r"1 tensor \(.* cannot be compared .* not finite"):
+        check_base(found, base.tensors, differences, "file")
+
+
+def _frozen(copies: dict[str, torch.Tensor]) -> Training:
+    return Training({}, {}, {name: LazyTensor.of(tensor) for name, tensor in copies.items()}, {}, ())
+
+
+def test_untrained_copies() -> None:
+    bias, table = Q_PROJ.replace("weight", "bias"), torch.randn(6, 4)
+    tied = {bias: LazyTensor.of(torch.zeros(3)), EMBEDDING: LazyTensor.of(table)}
+    check_base(_frozen({bias: torch.zeros(3), HEAD: table, EMBEDDING: table + 1e-4}), tied, {}, "file")
+    wrong = [
+        {bias: torch.ones(3)},
+        {bias: torch.zeros(4)},
+        {HEAD: torch.randn(6, 4)},
+        {HEAD: torch.randn(6, 5)},
+        {HEAD: torch.full((6, 4), torch.nan)},
+        {"mllm.model.other": table},
+    ]
+    for copies in wrong:
+        with pytest.raises(CheckpointError, match="untrained copy of"):
+            check_base(_frozen(copies), tied, {}, "file")
+    untied = tied | {HEAD: LazyTensor.of(torch.randn(6, 4))}
+    with pytest.raises(CheckpointError, match=r"untrained copy of mllm\.model\.lm_head"):
+        check_base(_frozen({HEAD: table}), untied, {}, "file")
+
+
+def _on(name: str, out: int = 6) -> Training:
+    pair = Pair(LazyTensor.of(torch.ones(2, 4)), LazyTensor.of(torch.ones(out, 2)))
+    return Training({}, {name: pair}, {}, {}, ())
+
+
+def test_lora_on_a_head_that_is_the_embedding() -> None:
+    table = torch.randn(6, 4)
+    tied = {EMBEDDING: LazyTensor.of(table)}
+    merged = merge_training(_on(HEAD), tied, LoraSettings(2), "file")
+    assert merged.keys() == {HEAD}
+    torch.testing.assert_close(merged[HEAD].read(), table + 2)
+    with pytest.raises(CheckpointError, match=r"LoRA \(7, 4\) for mllm\.model\.lm_head\.weight, which is \(6, 4\)"):
+        merge_training(_on(HEAD, 7), tied, LoraSettings(2), "file")
+    with pytest.raises(CheckpointError, match=r"text_hidden_fcs\.0\.weight, which is nowhere"):
+        merge_training(_on("text_hidden_fcs.0.weight"), tied, LoraSettings(2), "file")
+
+
+def test_one_alpha_for_the_language_model_and_the_vision_tower() -> None:
+    vision = "mllm.model.model.vision_tower.encoder.layer.0.attention.q_proj.weight"
+    base = {vision: LazyTensor.of(torch.zeros(6, 4)), Q_PROJ: LazyTensor.of(torch.zeros(6, 4))}
+    same, other = (LoraSettings(16, 2, False, LoraSettings(alpha, 2, False)) for alpha in (16, 64))
+    assert merge_training(_on(vision), base, same, "file").keys() == {vision}
+    assert merge_training(_on(Q_PROJ), base, other, "file").keys() == {Q_PROJ}
+    with pytest.raises(CheckpointError, match=r"vision_tower.* states α 64 \(r 2, .* and 16 \(r 2"):
+        merge_training(_on(vision), base, other, "file")

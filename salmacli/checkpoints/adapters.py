@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from salmacli.checkpoints.files.tensors import open_safetensors, write_safetenso
 from salmacli.checkpoints.layouts import ADAPTER_FORMAT, CONFIG, SCHEMA, WEIGHTS
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.sources.tokenizers import FILES
 from salmacli.checkpoints.training.lora import LoraSettings, rank_of, split_pairs
 from salmacli.checkpoints.training.training_files import Training, merge_training
 from salmacli.config.files import read_json, safe_name
@@ -41,7 +42,12 @@ _WHOLE = re.compile(
 
 
 def write_adapter(
-    folder: Path, contents: Contents, training: Training, lora: LoraSettings, bases: Sequence[Parts]
+    folder: Path,
+    contents: Contents,
+    training: Training,
+    lora: LoraSettings,
+    bases: Sequence[Parts],
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write an adapter folder, whole or not at all.
 
@@ -51,6 +57,7 @@ def write_adapter(
         training: what was trained.
         lora: how LoRA is merged.
         bases: what it was trained on.
+        check: gets the finished folder before it takes its place, and raises if it must not.
 
     Raises:
         CheckpointError: the disk lacks the room.
@@ -69,6 +76,8 @@ def write_adapter(
         _write_json(part / CONFIG, _header(contents, lora, bases))
         for name, data in contents.tokenizer.items():
             (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
+        if check is not None:
+            check(part)
 
 
 def contents_of_adapter(folder: Path, bases: Sequence[str | Path] = ()) -> Contents:
@@ -84,6 +93,11 @@ def contents_of_adapter(folder: Path, bases: Sequence[str | Path] = ()) -> Conte
     header = _read_header(folder / CONFIG)
     names = [str(base) for base in bases] or [base["name"] for base in header["bases"]]
     model = header["model"]
+    if gone := [name for name in names if Path(name).is_absolute() and not Path(name).exists()]:
+        raise CheckpointError(
+            f"{folder} was trained on {gone[0]}, which is missing",
+            f"say where it is now: salma convert {folder} --base PLACE",
+        )
     parts = [open_source(name, sam2_config=model["sam2"]) for name in names]
     found, wanted = ([_hashes(record) for record in records] for records in (map(provenance, parts), header["bases"]))
     if sorted(found) != sorted(wanted):
@@ -159,12 +173,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:
-    own = (CONFIG, ADAPTER_CONFIG, ADAPTER, WEIGHTS)
-    return {
-        file.name: file.read_bytes()
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in own and not file.name.startswith(".")
-    }
+    return {name: (folder / name).read_bytes() for name in sorted(FILES) if (folder / name).is_file()}
 
 
 def _hashes(record: Mapping[str, Any]) -> list[str]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from salmacli.checkpoints.adapters import contents_of_adapter
 from salmacli.checkpoints.assemble import Recipe
 from salmacli.checkpoints.contents import fingerprint_of
 from salmacli.checkpoints.convert import Conversion, convert
 from salmacli.checkpoints.layouts import Layout, detect
 from salmacli.checkpoints.load import load_checkpoint
-from salmacli.checkpoints.training.adapters import contents_of_adapter
 from salmacli.errors import CheckpointError, UsageError
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
@@ -66,6 +66,20 @@ def test_it_becomes_the_merged_model_when_it_is_converted(
     made = convert(adapter.out, out=tmp_path / "out")
     assert made.fingerprint == merged.fingerprint
     assert made.hashes == merged.hashes
+
+
+def test_what_else_lies_in_the_folder_is_not_taken_for_a_tokenizer(
+    adapter: Conversion, merged: Conversion, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(adapter.out, tmp_path / "adapter"))
+    (folder / "logo.png").write_bytes(b"\x89PNG")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    made = convert(folder / "adapter_model.safetensors", None, "pth", tmp_path / "whole.pth")
+    assert made.fingerprint == merged.fingerprint
+    whole = convert(folder, None, "folder", tmp_path / "whole").out
+    assert not (whole / "logo.png").exists() and not (whole / "modeling.py").exists()
+    with pytest.raises(UsageError, match="is an adapter already"):
+        convert(folder, None, "adapter", tmp_path / "again")
 
 
 def test_peft_computes_the_merged_language_model(adapter: Conversion, merged: Conversion, released: Path) -> None:
