@@ -132,7 +132,8 @@ def default_out(source: Path, step: int, to: Form) -> Path:
         # Names of models have dots of their own: Qwen2.5-VL-3B.
         stem = (source.stem if source.suffix in _SUFFIXES and not source.is_dir() else name).removesuffix("-salma")
     ending = {"folder": "-salma", "pth": "-salma.pth", "sa2va": "-sa2va", "adapter": "-adapter"}[to]
-    return source.parent / f"{stem}{ending}"
+    beside = source if source.name not in ("", "..") else source.resolve()  # "." is inside of what it names
+    return beside.parent / f"{stem}{ending}"
 
 
 def _check_form(made: Assembled, recipe: Recipe, to: Form) -> None:
