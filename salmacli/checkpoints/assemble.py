@@ -22,6 +22,7 @@ from salmacli.checkpoints.layouts import ADAPTER_FORMAT, Layout, detect, salma_f
 from salmacli.checkpoints.load import build_model, read_contents
 from salmacli.checkpoints.sources.opening import locate, open_source
 from salmacli.checkpoints.sources.parts import Parts
+from salmacli.checkpoints.training.comparison import finite
 from salmacli.checkpoints.training.lora import LoraSettings, agreed
 from salmacli.checkpoints.training.training_config import lora_settings_in, read_lora_settings
 from salmacli.checkpoints.training.training_files import Training, merge_training, read_training
@@ -190,7 +191,7 @@ def _cast(made: Assembled, dtype: torch.dtype) -> Assembled:
 
     def narrow(read: Tensor) -> Tensor:
         narrowed = read.to(dtype)
-        if bool((narrowed.isfinite() != read.isfinite()).any()):
+        if finite(read) and not finite(narrowed):
             raise CheckpointError(
                 f"{made.source}: {str(dtype).removeprefix('torch.')} cannot hold its largest weights",
                 "take --dtype bf16, or leave --dtype out",

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from salmacli.checkpoints.adapters import ADAPTER_CONFIG, contents_of_adapter, write_adapter
 from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
 from salmacli.checkpoints.card import CARD
@@ -27,7 +25,7 @@ from salmacli.checkpoints.sources.key_maps import VOCABULARY
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.sa2va import sa2va_folder
 from salmacli.checkpoints.sources.tokenizers import FILES
-from salmacli.checkpoints.training.comparison import Difference, ModuleRow, difference, key_report, module_of
+from salmacli.checkpoints.training.comparison import Difference, ModuleRow, difference, finite, key_report, module_of
 from salmacli.checkpoints.training.training_files import check_base
 from salmacli.config.files import safe_name, sha256
 from salmacli.errors import CheckpointError, UsageError
@@ -187,7 +185,7 @@ def _examine(made: Assembled) -> tuple[str, dict[str, Difference]]:
         lazy = made.contents.tensors[name]
         tensor = read_as_announced(name, lazy)
         digest(hasher, name, tensor)
-        if not all(torch.isfinite(end) for end in tensor.aminmax()):  # without a copy of it
+        if not finite(tensor):
             mend = "the training has diverged" if name in trained else "copy or download it again"
             raise CheckpointError(f"{made.source}: {name} has numbers that are not finite", mend)
         old = None if made.base is None else made.base.get(name)

@@ -56,6 +56,11 @@ class ModuleRow:
     most: float | None = None
 
 
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; without a copy of them, and true of nothing."""
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
 def difference(old: Tensor, new: Tensor) -> Difference:
     """Compare (R, …) with (R', …); leading rows are compared where R and R' differ."""
     rows = min(len(old), len(new)) if old.ndim and old.shape != new.shape else None
