@@ -79,8 +79,8 @@ def native_of_internvl(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     try:
         native = _native(config, where)
+        _check_sizes(native, where)  # first: transformers makes lists as long as a model is said to be deep
         InternVLConfig(**{key: value for key, value in native.items() if key != "model_type"})
-        _check_sizes(native, where)
     except _UNUSABLE as error:
         raise CheckpointError(f"{where}: it makes no model ({error})", "download it again") from error
     return native
@@ -98,6 +98,7 @@ def native_of_transformers(config: Mapping[str, Any], where: str) -> dict[str, A
     if "quantization_config" in config:
         raise CheckpointError(f"{where}: the weights are quantised", "take the model in its full precision")
     try:
+        _check_sizes(config, where)
         full = _NATIVE[kind](**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
         native = {"model_type": kind} | _without_noise(full)
         _check_sizes(native, where)

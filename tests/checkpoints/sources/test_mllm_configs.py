@@ -167,9 +167,9 @@ def test_defaults_of_transformers_are_not_those_of_the_original() -> None:
         (published(QWEN2_0_5B, {**VIT_6B, "layer_norm_eps": 1e-5}), "q and k norms"),
         (published({"architectures": ["Qwen2ForCausalLM"]}), "llm_config lacks vocab_size, hidden_size"),
         ({"ps_version": "v2"}, "has no llm_config"),
-        (published(QWEN2_0_5B, {**VIT_300M, "patch_size": 0}), "it makes no model"),
-        (published({**QWEN2_0_5B, "hidden_size": "wide"}), "it makes no model"),
-        (published({**INTERNLM2_7B, "rope_scaling": "dynamic"}), "it makes no model"),
+        (published(QWEN2_0_5B, {**VIT_300M, "patch_size": 0}), "it makes no model|no model has"),
+        (published({**QWEN2_0_5B, "hidden_size": "wide"}), "it makes no model|no model has"),
+        (published({**INTERNLM2_7B, "rope_scaling": "dynamic"}), "it makes no model|no model has"),
     ],
 )
 def test_models_that_would_be_computed_wrongly_are_refused(config: dict[str, Any], message: str) -> None:
@@ -192,7 +192,7 @@ def test_strange_configs_of_transformers_are_refused() -> None:
     for wrong, message in (
         ({"model_type": "llava"}, "model_type 'llava' is none of"),
         ({**QWEN3_VL_2B, "quantization_config": {}}, "quantised"),
-        ({**QWEN3_VL_2B, "vision_config": {"depth": "many"}}, "transformers does not accept it"),
+        ({**QWEN3_VL_2B, "vision_config": {"depth": "many"}}, "no model has depth"),
     ):
         with pytest.raises(CheckpointError, match=message):
             native_of_transformers(wrong, "config.json")
