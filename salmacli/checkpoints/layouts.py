@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from salmacli.checkpoints.files.deepspeed import deepspeed_folder
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import open_pickle
-from salmacli.checkpoints.files.tensors import WEIGHTS, index_of, open_safetensors, read_index
+from salmacli.checkpoints.files.tensors import WEIGHTS, first_few, index_of, open_safetensors, read_index
 from salmacli.config.files import read_json
 from salmacli.errors import CheckpointError, DataError
 
@@ -180,6 +180,20 @@ def bare(name: str) -> str:
     while (shorter := re.sub(r"^(module|_orig_mod)\.", "", name)) != name:
         name = shorter
     return name.replace("._orig_mod.", ".")
+
+
+def refuse_wrapped(names: Collection[str], place: str) -> None:
+    """A wrapper's prefix is told, not taken off in silence: the file was saved in another way than it is meant.
+
+    Raises:
+        CheckpointError: some names carry one.
+    """
+    if wrapped := sorted(name for name in names if bare(name) != name):
+        prefix = wrapped[0].removesuffix(bare(wrapped[0]))
+        raise CheckpointError(
+            f"{place}: {first_few(wrapped)} begin with {prefix}, so the file was saved from inside a wrapper",
+            f"save the wrapped model's own state_dict, or take {prefix} off every name",
+        )
 
 
 def _detect_folder(path: Path) -> Layout:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from salmacli.checkpoints.files.hub import resolve
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_bins, open_pickle
-from salmacli.checkpoints.files.tensors import first_few, open_safetensors
-from salmacli.checkpoints.layouts import Layout, bare, detect, weights_in
+from salmacli.checkpoints.files.tensors import open_safetensors
+from salmacli.checkpoints.layouts import Layout, detect, refuse_wrapped, weights_in
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import (
@@ -32,7 +32,7 @@ from salmacli.checkpoints.sources.key_maps import (
 )
 from salmacli.checkpoints.sources.mllm_configs import native_of_internvl, native_of_transformers, says_tied
 from salmacli.checkpoints.sources.parts import Parts
-from salmacli.checkpoints.sources.sa2va import released_rotary
+from salmacli.checkpoints.sources.sa2va import PREDICTION, released_rotary
 from salmacli.checkpoints.sources.sam2_configs import (
     Given,
     check_sam2,
@@ -174,9 +174,7 @@ def _sa2va_sections(
     sections = {
         "mllm": {"rotary": kept.get("rotary") or released_rotary(tensors, native)},
         "sam2": chosen.model_dump(mode="json"),
-        "mask_token": kept.get("mask_token", "best-of-three"),
-        "clip_frames": kept.get("clip_frames", 5),
-        "inference_mode": kept.get("inference_mode", "sa2va"),
+        **{key: kept.get(key, value) for key, value in PREDICTION.items()},
     }
     return sections, notes
 
@@ -275,12 +273,7 @@ def _weights(place: Path) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
     else:
         weights, left_out = weights_in(open_pickle(place), place)
         tensors = lazy_state_dict(weights, place)
-    if wrapped := [name for name in tensors if bare(name) != name]:
-        prefix = wrapped[0].removesuffix(bare(wrapped[0]))
-        raise CheckpointError(
-            f"{place}: {first_few(wrapped)} begin with {prefix}, so the file was saved from inside a wrapper",
-            f"save the wrapped model's own state_dict, or take {prefix} off every name",
-        )
+    refuse_wrapped(tensors, str(place))
     return tensors, left_out
 
 

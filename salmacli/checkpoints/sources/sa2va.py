@@ -25,6 +25,8 @@ _PICTURES = {
     "use_llm_lora": 0,
     "use_thumbnail": True,
 }
+# How a released Sa2VA predicts, whatever it was trained on.
+PREDICTION = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5}
 _LANGUAGE_MODEL = MLLM + "model.language_model."
 
 

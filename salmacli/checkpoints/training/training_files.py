@@ -15,9 +15,10 @@ from typing import Any
 
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
-from salmacli.checkpoints.layouts import bare
+from salmacli.checkpoints.layouts import refuse_wrapped
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY, sa2va_to_salma
+from salmacli.checkpoints.sources.sa2va import PREDICTION
 from salmacli.checkpoints.training.cma_extension import extension_to_salma, split_extension
 from salmacli.checkpoints.training.comparison import Difference, difference, module_of
 from salmacli.checkpoints.training.lora import LoraSettings, Pair, merge, rank_of, split_pairs
@@ -30,8 +31,6 @@ _WHOLE = ("grounding.sam_mask_decoder.", "mllm.model.model.multi_modal_projector
 _VISION = ("mllm.model.model.vision_tower.", "mllm.model.model.visual.")
 _LAYER = re.compile(r"\.(layers?|blocks)\.\d+\.")
 
-# Sa2VA predicts in its own way, whatever it was trained on.
-_MODEL = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5}
 _PEFT = re.compile(r"^(language_model|vision_model)\.base_model\.model\.")
 _TRAINED_COPY = re.compile(r"\.modules_to_save\.\w+\.")
 _FROZEN_COPY = re.compile(r"\.(original_module|base_layer)\.")
@@ -77,17 +76,12 @@ def read_training(tensors: Mapping[str, LazyTensor], native: Mapping[str, Any], 
     Raises:
         CheckpointError: a name has no meaning or two have the same, or LoRA's halves do not fit.
     """
-    if wrapped := sorted(name for name in tensors if bare(name) != name):
-        prefix = wrapped[0].removesuffix(bare(wrapped[0]))
-        raise CheckpointError(
-            f"{place}: {first_few(wrapped)} begin with {prefix}, so the file was saved from inside a wrapper",
-            f"save the wrapped model's own state_dict, or take {prefix} off every name",
-        )
+    refuse_wrapped(tensors, place)
     extension, others = split_extension(tensors)
     trained, frozen = _unwrapped(others, place)
     pairs, whole = split_pairs(trained, place)
     found, merged, copies = (_in_salma(part, native, place) for part in (whole, _weights(pairs), frozen))
-    model: dict[str, Any] = dict(_MODEL)
+    model: dict[str, Any] = dict(PREDICTION)
     notes: list[str] = []
     if extension:
         attention, model["cma"], notes = extension_to_salma(extension, place)
