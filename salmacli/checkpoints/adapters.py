@@ -24,17 +24,18 @@ from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.files.disk import replacing
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import open_safetensors, write_safetensors
-from salmacli.checkpoints.layouts import ADAPTER_FORMAT, CONFIG, SCHEMA, WEIGHTS
+from salmacli.checkpoints.layouts import ADAPTER_FORMAT, CONFIG, SCHEMA, WEIGHTS, check_schema, read_config
+from salmacli.checkpoints.sources.key_maps import MLLM
 from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.parts import Parts
-from salmacli.checkpoints.sources.tokenizers import FILES
+from salmacli.checkpoints.sources.tokenizers import files_of
 from salmacli.checkpoints.training.lora import LoraSettings, rank_of, split_pairs
 from salmacli.checkpoints.training.training_files import Training, merge_training
-from salmacli.config.files import read_json, safe_name
-from salmacli.errors import CheckpointError, DataError
+from salmacli.config.files import safe_name
+from salmacli.errors import CheckpointError
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_MLLM, _PEFT = "mllm.model.", "base_model.model."
+_PEFT = "base_model.model."
 # Trained whole, as peft's modules_to_save: the vision-language projector, the embedding and the head.
 _WHOLE = re.compile(
     r"mllm\.model\.(lm_head|model\.language_model\.embed_tokens|model\.multi_modal_projector\.\w+)\.(weight|bias)"
@@ -64,9 +65,9 @@ def write_adapter(
     """
     inside = {name: tensor for name, tensor in training.tensors.items() if _WHOLE.fullmatch(name)}
     outside = {name: tensor for name, tensor in training.tensors.items() if name not in inside}
-    adapter = {_PEFT + name.removeprefix(_MLLM): tensor for name, tensor in inside.items()}
+    adapter = {_PEFT + name.removeprefix(MLLM): tensor for name, tensor in inside.items()}
     for name, pair in training.pairs.items():
-        module = _PEFT + name.removeprefix(_MLLM).removesuffix(".weight")
+        module = _PEFT + name.removeprefix(MLLM).removesuffix(".weight")
         adapter |= {f"{module}.lora_A.weight": pair.down, f"{module}.lora_B.weight": pair.up}
     with replacing(folder) as part:
         write_safetensors(part / ADAPTER, adapter)
@@ -105,14 +106,14 @@ def contents_of_adapter(folder: Path, bases: Sequence[str | Path] = ()) -> Conte
             f"{folder} was made for another base than {' + '.join(names)}: the hashes of the files differ",
             f"name its true base ({', '.join(base['name'] for base in header['bases'])}) with salma convert --base",
         )
-    tensors = {_MLLM + name.removeprefix(_PEFT): tensor for name, tensor in open_safetensors(folder / ADAPTER).items()}
+    tensors = {MLLM + name.removeprefix(_PEFT): tensor for name, tensor in open_safetensors(folder / ADAPTER).items()}
     pairs, whole = split_pairs(tensors, str(folder / ADAPTER))
     if (folder / WEIGHTS).is_file():
         whole |= open_safetensors(folder / WEIGHTS)
     training = Training(whole, {f"{module}.weight": pair for module, pair in pairs.items()}, {}, model, ())
     lora = LoraSettings(header["lora"]["alpha"], header["lora"]["rank"], header["lora"]["root"])
     contents = combine(parts, model, merge_training(training, union(parts), lora, str(folder)))
-    return replace(contents, step=header["step"], tokenizer=_tokenizer(folder), provenance=header["provenance"])
+    return replace(contents, step=header["step"], tokenizer=files_of(folder), provenance=header["provenance"])
 
 
 def _peft_config(
@@ -154,14 +155,8 @@ def _lasting(part: Parts) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        header = read_json(path)
-    except DataError as error:
-        raise CheckpointError(str(error)) from error
-    if header.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {header.get('schema')!r}, this SALMA reads {SCHEMA}", "use the SALMA that wrote it"
-        )
+    header = read_config(path.parent)
+    check_schema(header, path)
     try:
         for base in header["bases"]:
             _ = str(base["name"]), _hashes(base)
@@ -172,16 +167,12 @@ def _read_header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _tokenizer(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in sorted(FILES) if (folder / name).is_file()}
-
-
 def _hashes(record: Mapping[str, Any]) -> list[str]:
     return sorted(record["files"].values())
 
 
 def _module(name: str) -> str:
-    return name.removeprefix(_MLLM).rpartition(".")[0]
+    return name.removeprefix(MLLM).rpartition(".")[0]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

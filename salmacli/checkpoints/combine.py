@@ -17,7 +17,9 @@ from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.checkpoints.sources.sa2va import released_rotary
+from salmacli.checkpoints.training.training_files import NEW
 from salmacli.config.files import sha256
+from salmacli.config.loading import first_fault
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
 from salmacli.models.cma import CrossModalAttention2D
@@ -25,7 +27,7 @@ from salmacli.models.salma import Salma, text_projector
 
 # Who knows nothing of segmentation by language; a model made of these alone gets a fresh text projector.
 _PIECES = (Layout.INTERNVL, Layout.INTERNVL_NATIVE, Layout.QWEN_VL, Layout.SAM2)
-_PROJECTOR, _ATTENTION = "text_hidden_fcs.", "cma."
+_PROJECTOR, _ATTENTION = NEW
 
 
 def combine(
@@ -213,9 +215,8 @@ def _config(sections: Mapping[str, Any], place: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(sections)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{place}: no model can be made of what it says (model.{key}: {first['msg']})") from error
+        told = first_fault(error, "model")
+        raise CheckpointError(f"{place}: no model can be made of what it says ({told})") from error
 
 
 def _fresh(outline: Salma, group: str, seed: int) -> dict[str, LazyTensor]:

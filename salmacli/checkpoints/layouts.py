@@ -149,6 +149,19 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(str(error)) from error
 
 
+def check_schema(header: Mapping[str, Any], where: Path) -> None:
+    """Refuse what another version of SALMA wrote.
+
+    Raises:
+        CheckpointError: The schema is another one.
+    """
+    schema = header.get("schema")
+    if schema != SCHEMA:
+        raise CheckpointError(
+            f"{where} has schema {schema!r}, this SALMA reads {SCHEMA}", "use the SALMA that wrote it"
+        )
+
+
 def name_layout(names: Collection[str]) -> Layout:
     """The layout that has tensors of these names, whatever wrapper's prefix they carry."""
     text = [bare(str(name)) for name in names]

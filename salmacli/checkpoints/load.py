@@ -22,16 +22,17 @@ from salmacli.checkpoints.files.tensors import open_safetensors
 from salmacli.checkpoints.layouts import (
     ADAPTER_FORMAT,
     CONFIG,
-    SCHEMA,
     TRAINER,
     TRAINER_FORMAT,
     Layout,
+    check_schema,
     detect,
     read_config,
     salma_folder,
 )
-from salmacli.checkpoints.sources.tokenizers import FILES
+from salmacli.checkpoints.sources.tokenizers import FILES, files_of
 from salmacli.config.files import sha256
+from salmacli.config.loading import first_fault
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
 from salmacli.models.salma import Salma
@@ -114,7 +115,7 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     content = read_pickle(path)
     if not isinstance(content, Mapping) or content.get("format") != TRAINER_FORMAT:
         raise CheckpointError(f"{path} is not a trainer state of SALMA", "name a checkpoint that `salma train` wrote")
-    _check_schema(content, path)
+    check_schema(content, path)
     return dict(content["state"])
 
 
@@ -150,10 +151,8 @@ def build_model(contents: Contents, place: Path, model_class: type[Model] = Salm
     try:
         config = ModelConfig.model_validate(contents.model)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"{place}: its model config does not fit this SALMA (model.{key}: {first['msg']})",
+            f"{place}: its model config does not fit this SALMA ({first_fault(error, 'model')})",
             "use the SALMA version that wrote it",
         ) from error
     tokenizer = read_tokenizer(contents.tokenizer, place)
@@ -203,14 +202,13 @@ def fill(
 
 def _read_folder(folder: Path) -> Contents:
     header = read_config(folder)
-    _check_schema(header, folder / CONFIG)
-    tokenizer = {name: (folder / name).read_bytes() for name in sorted(FILES) if (folder / name).is_file()}
-    return _contents(header, tokenizer, open_safetensors(folder), folder / CONFIG)
+    check_schema(header, folder / CONFIG)
+    return _contents(header, files_of(folder), open_safetensors(folder), folder / CONFIG)
 
 
 def _read_pth(path: Path) -> Contents:
     content = open_pickle(path)
-    _check_schema(content, path)
+    check_schema(content, path)
     files = content.get("tokenizer")
     if not isinstance(files, Mapping) or not all(isinstance(text, str) for text in files.values()):
         raise CheckpointError(f"{path}: tokenizer is not a mapping of texts", "convert it again with salma convert")
@@ -230,11 +228,3 @@ def _contents(
     if not isinstance(step, int) or not all(isinstance(part, Mapping) for part in (model, run_config, provenance)):
         raise CheckpointError(f"{where} lacks step, model or run_config", "save or convert the checkpoint again")
     return Contents(step, cast("Mapping[str, Any]", model), run_config, tokenizer, dict(tensors), provenance)
-
-
-def _check_schema(header: Mapping[str, Any], where: Path) -> None:
-    schema = header.get("schema")
-    if schema != SCHEMA:
-        raise CheckpointError(
-            f"{where} has schema {schema!r}, this SALMA reads {SCHEMA}", "use the SALMA that wrote it"
-        )

@@ -97,6 +97,12 @@ def validate(content: Mapping[str, Any]) -> RunConfig:
         ) from error
 
 
+def first_fault(error: ValidationError, section: str) -> str:
+    """The first thing that is wrong with a section that came with a file: ``section.key: what``."""
+    entry = error.errors()[0]
+    return f"{section}.{'.'.join(str(part) for part in entry['loc'])}: {entry['msg']}"
+
+
 def _fault(entry: dict[str, Any]) -> str:
     path = list(entry["loc"])
     name = ".".join(str(part) for part in path)

@@ -25,8 +25,6 @@ from salmacli.models.grounding import Decodable, FrameFeatures, Grounding
 from salmacli.models.salma import Salma
 
 EXPRESSION = "the red circle on the left"
-_RECENT = 6  # memories beside those of the conditioning frames
-_POINTERS = 16  # object pointers at most
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ def _memory(grounding: Grounding, prompted: int, propagated: int, used: bool) ->
     grid = side // 16
     image = torch.empty(1, channels, grid, grid)
     mask = torch.empty(1, 1, side, side)
-    pointers = _POINTERS * channels // width
-    memories = (prompted if used else 1) + _RECENT
+    pointers = grounding.max_obj_ptrs_in_encoder * channels // width
+    memories = (prompted if used else 1) + grounding.num_maskmem - 1
     current = torch.empty(grid * grid, 1, channels)
     memory = torch.empty(memories * grid * grid + pointers, 1, width)
     read = count(

@@ -91,8 +91,8 @@ def sam2_config_of(package: Mapping[str, Any]) -> Sam2Config:
         raise ConfigError(f"the SAM 2 configuration is not valid ({what})", _MEND) from None
     except (TypeError, AttributeError) as error:  # a section that is none
         raise ConfigError(f"the SAM 2 configuration cannot be followed ({error})", _MEND) from None
-    built = dict(_flat(package_config(config)))
-    for key, value in _flat({**package, "image_encoder": {**encoder, "trunk": trunk}}):
+    built = dict(flat(package_config(config)))
+    for key, value in flat({**package, "image_encoder": {**encoder, "trunk": trunk}}):
         last = key.rpartition(".")[2]
         if last not in (*_WITHOUT_EFFECT, "_target_") and _plain(built.get(key)) != _plain(value):
             raise ConfigError(
@@ -135,10 +135,11 @@ def _trunk_defaults() -> dict[str, Any]:
     return {key: parameters[key].default for key in _TRUNK}
 
 
-def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration by its dotted path."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
+            yield from flat(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
 

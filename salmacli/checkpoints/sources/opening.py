@@ -16,7 +16,7 @@ from salmacli.checkpoints.files.hub import resolve
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_bins, open_pickle
 from salmacli.checkpoints.files.tensors import open_safetensors
-from salmacli.checkpoints.layouts import Layout, detect, refuse_wrapped, weights_in
+from salmacli.checkpoints.layouts import CONFIG, Layout, detect, refuse_wrapped, weights_in
 from salmacli.checkpoints.load import read_contents
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import (
@@ -53,7 +53,6 @@ from salmacli.config.schema import Sam2Config
 from salmacli.data.templates import SEG
 from salmacli.errors import CheckpointError, ConfigError, DataError
 
-CONFIG = "config.json"
 # What is fetched from the hub: weights, configuration and tokenizer, and no code.
 _WANTED = (CONFIG, *FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json")
 _ORIGINAL = (Layout.SA2VA, Layout.INTERNVL)

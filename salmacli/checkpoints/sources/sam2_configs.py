@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.config.files import read_json
+from salmacli.config.loading import first_fault
 from salmacli.config.schema import Sam2Config
 from salmacli.errors import CheckpointError, ConfigError, UsageError
-from salmacli.models.sam2_package import NAMES, named_sam2_config, package_yaml, sam2_config_of
+from salmacli.models.sam2_package import NAMES, flat, named_sam2_config, package_yaml, sam2_config_of
 
 _NAME = re.compile("|".join(re.escape(name) for name in sorted(NAMES, key=len, reverse=True)))
 Given = str | Path | Mapping[str, Any]  # what `read_sam2_config` takes
@@ -65,9 +66,7 @@ def sam2_config_from(content: Any, where: str) -> Sam2Config:
     try:
         return Sam2Config.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}: sam2.{key}: {first['msg']}", f"write it in {_FORMS}") from None
+        raise ConfigError(f"{where}: {first_fault(error, 'sam2')}", f"write it in {_FORMS}") from None
 
 
 def config_beside(folder: Path) -> tuple[Sam2Config, Path] | None:
@@ -157,7 +156,7 @@ def _like(content: Mapping[str, Any], where: str) -> Sam2Config:
             f"{where}: sam2.like names none of the sam2 package's files", f"name one of {', '.join(NAMES)}"
         )
     package = package_yaml(base.group())
-    for key, value in _leaves({key: value for key, value in content.items() if key != "like"}):
+    for key, value in flat({key: value for key, value in content.items() if key != "like"}):
         *parents, last = re.split(r"[. ]", key)
         if last == "feat_sizes":
             continue  # RoPE follows the size of its input
@@ -168,14 +167,6 @@ def _like(content: Mapping[str, Any], where: str) -> Sam2Config:
             )
         places[0][last] = value
     return sam2_config_of(package)
-
-
-def _leaves(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
 
 
 def _sections(node: dict[str, Any], end: tuple[str, ...], path: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:

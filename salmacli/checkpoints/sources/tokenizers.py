@@ -21,6 +21,11 @@ VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model
 FILES = (FAST, CONFIG, ADDED, SPECIAL, VOCABULARY, MERGES, SENTENCEPIECE, "chat_template.jinja", "chat_template.json")
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder of a tokenizer: file name → bytes. Other files there are not its."""
+    return {name: (folder / name).read_bytes() for name in sorted(FILES) if (folder / name).is_file()}
+
+
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a published model.
 
