@@ -160,7 +160,7 @@ def _predict(
     progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:
     """Make or complete the predictions; their folder and what the results say about where they come from."""
-    from salmacli.engine.predictor import ensure_predictions
+    from salmacli.engine.prediction.benchmark import ensure_predictions
     from salmacli.engine.run_folder import RunFolder
 
     chosen = None

@@ -13,7 +13,7 @@ from salmacli.commands.options import ModeOption
 if TYPE_CHECKING:
     import numpy as np
 
-    from salmacli.engine.predictor import Track
+    from salmacli.engine.prediction.tracks import Track
 
 
 def predict(
@@ -37,7 +37,8 @@ def predict(
 ) -> None:
     """Segment what a sentence means in a video or picture."""
     from salmacli.data.frames import frames_of
-    from salmacli.engine.predictor import Predictor, load_model
+    from salmacli.engine.prediction.benchmark import load_model
+    from salmacli.engine.prediction.predictor import Predictor
     from salmacli.engine.run_folder import RunFolder
     from salmacli.report.console import emit_json, result, say
 
@@ -93,7 +94,7 @@ def _save_logits(path: Path, track: Track) -> None:
     import numpy as np
 
     from salmacli.config.files import write_atomic
-    from salmacli.engine.predictor import resized
+    from salmacli.engine.prediction.tracks import resized
     from salmacli.errors import DataError
 
     if track.logits is None or track.embedding is None:

@@ -67,7 +67,7 @@ def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Prog
         if has_logits(source, folder, run.newest_step()):
             return folder
     progress.say("no saved logits of the newest checkpoint: predicting with --save-logits")
-    from salmacli.engine.predictor import ensure_predictions
+    from salmacli.engine.prediction.benchmark import ensure_predictions
 
     return ensure_predictions(run, source, wanted, save_logits=True, progress=progress)[0]
 

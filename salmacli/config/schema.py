@@ -205,6 +205,74 @@ class TrainConfig(Settings):
     keep: int = Field(2, ge=1, description="newest checkpoints that stay")
 
 
+class AttentionInPrediction(Settings):
+    """Where the cross-modal attention acts beyond what training does."""
+
+    frames: Literal["conditioning", "all"] = Field(
+        "conditioning",
+        description="frames that attend to the words: those decoded with language, or propagated ones, too",
+    )
+    temporal_prior: bool = Field(
+        False,
+        description="the prior is the mean of the pre-pass and of the object's mask in the frame before, where that is"
+        " known",
+    )
+
+
+class PredictConfig(Settings):
+    """How videos are predicted. What is null is the mode's or the model's own."""
+
+    mode: Literal["frames", "consistent", "sa2va"] | None = Field(
+        None, description="null: the model's inference_mode; see docs/prediction.md"
+    )
+    key_frames: int | None = Field(
+        None, ge=1, description="K, frames of each window that the MLLM reads; null: the model's clip_frames"
+    )
+    choice: Literal["uniform", "first", "diverse"] | None = Field(
+        None,
+        description="which frames those are: evenly spread, the first ones, or those whose features differ most; null:"
+        " uniform, in mode sa2va first",
+    )
+    window: int | None = Field(
+        None, ge=2, description="frames that one answer is for; longer videos are cut into such windows; null: no cuts"
+    )
+    overlap: int = Field(8, ge=0, description="frames that two windows share; their masks fade into each other")
+    memories: int | None = Field(
+        None, ge=1, description="recent frames that SAM 2 remembers; null: all that it was trained with (6)"
+    )
+    conditioning: int | None = Field(
+        None, ge=1, description="conditioning frames that SAM 2 looks back to, the nearest in time; null: all K"
+    )
+    fallback: Literal["none", "previous", "prior", "force-seg"] = Field(
+        "none",
+        description="instead of an empty mask or an answer without [SEG]: nothing, the mask of the frame before, the"
+        " visual pre-pass, or the mask of an answer that is forced to hold [SEG]",
+    )
+    cma: AttentionInPrediction = AttentionInPrediction()
+    max_new_tokens: int = Field(64, ge=1, description="an answer that is longer is cut")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the weights; auto: bf16 where the device computes in it, fp32 on the CPU"
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="kernels of the MLLM's attention, as transformers names them"
+    )
+    compile: bool = Field(False, description="torch.compile the encoders and the mask decoder; the first video is slow")
+    frames_at_once: int = Field(8, ge=1, description="frames per encoder pass; halved when memory runs out")
+    expressions_at_once: int = Field(
+        32, ge=1, description="expressions per pass of the MLLM and the memory; halved when memory runs out"
+    )
+    cached_frames: int = Field(64, ge=1, description="frames that `diverse` chooses from, and that stay encoded for it")
+    readers: int = Field(4, ge=1, description="threads that read frames ahead")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PredictConfig:
+        if self.window is not None and self.overlap >= self.window:
+            raise ValueError(f"overlap = {self.overlap} is not below window = {self.window}")
+        if self.mode == "sa2va" and self.choice not in (None, "first"):
+            raise ValueError(f"choice = {self.choice}: mode sa2va shows the first frames, as the released Sa2VA does")
+        return self
+
+
 class RunConfig(Settings):
     """A whole run."""
 

@@ -111,7 +111,7 @@ def test_missing_logits_are_predicted_and_said(run, monkeypatch):
         return folder, {}
 
     # The real one would load torch and a model; what is tested is that it is asked, and how.
-    predictor = ModuleType("salmacli.engine.predictor")
+    predictor = ModuleType("salmacli.engine.prediction.benchmark")
     predictor.ensure_predictions = ensure_predictions
     monkeypatch.setitem(sys.modules, predictor.__name__, predictor)
     found = call()

@@ -16,7 +16,7 @@ from salmacli.data.collate import Batch, Collator
 from salmacli.data.conversation import INTERNVL, QWEN_VL, TURN_END, answer_ids, branch, prefix
 from salmacli.data.mixing import Clip
 from salmacli.data.templates import ANSWERS, QUESTIONS
-from salmacli.engine.predictor import Predictor
+from salmacli.engine.prediction.predictor import Predictor
 from salmacli.errors import ConfigError
 from salmacli.models.mllm import build_mllm
 from salmacli.models.salma import Salma

@@ -12,7 +12,7 @@ from salmacli.data.collate import Batch, Collator
 from salmacli.data.conversation import INTERNVL, branch, prefix
 from salmacli.data.mixing import Clip
 from salmacli.data.templates import ANSWERS, QUESTIONS
-from salmacli.engine.predictor import Predictor
+from salmacli.engine.prediction.predictor import Predictor
 from salmacli.models.losses import _rivals, total_loss
 from salmacli.models.salma import Salma
 

@@ -15,8 +15,9 @@ from salmacli.cli import main
 from salmacli.data.collate import Collator
 from salmacli.data.frames import frames_of
 from salmacli.data.mixing import Clip
-from salmacli.engine.predictor import Predictor, Track, resized
-from salmacli.engine.sights import to_language, to_sam2
+from salmacli.engine.prediction.predictor import Predictor
+from salmacli.engine.prediction.sights import to_language, to_sam2
+from salmacli.engine.prediction.tracks import Track, resized
 
 ANSWER = "Sure, [SEG]."
 

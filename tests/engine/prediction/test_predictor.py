@@ -12,8 +12,10 @@ import torch
 
 from salmacli.data import rle
 from salmacli.data.synthetic import open_synthetic
-from salmacli.engine.predictor import Predictor, predict_benchmark, resized
-from salmacli.engine.sights import to_language
+from salmacli.engine.prediction.benchmark import predict_benchmark
+from salmacli.engine.prediction.predictor import Predictor
+from salmacli.engine.prediction.sights import to_language
+from salmacli.engine.prediction.tracks import resized
 from salmacli.errors import DataError, UsageError
 
 CHECKPOINT = {"path": "none", "step": 0, "sha256": "0"}
