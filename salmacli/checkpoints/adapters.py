@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from salmacli import __version__
-from salmacli.checkpoints.combine import combine, provenance, union
+from salmacli.checkpoints.combine import combine, union
 from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.decoders import with_originals
 from salmacli.checkpoints.files.disk import replacing
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import open_safetensors, write_safetensors
@@ -99,20 +100,22 @@ def contents_of_adapter(folder: Path, bases: Sequence[str | Path] = ()) -> Conte
             f"{folder} was trained on {gone[0]}, which is missing",
             f"say where it is now: salma convert {folder} --base PLACE",
         )
-    parts = [open_source(name, sam2_config=model["sam2"]) for name in names]
-    found, wanted = ([_hashes(record) for record in records] for records in (map(provenance, parts), header["bases"]))
+    opened = [open_source(name, sam2_config=model["sam2"]) for name in names]
+    found, wanted = [_hashes(part.provenance) for part in opened], [_hashes(base) for base in header["bases"]]
     if sorted(found) != sorted(wanted):
         raise CheckpointError(
             f"{folder} was made for another base than {' + '.join(names)}: the hashes of the files differ",
             f"name its true base ({', '.join(base['name'] for base in header['bases'])}) with salma convert --base",
         )
+    parts = with_originals(opened)
     tensors = {MLLM + name.removeprefix(_PEFT): tensor for name, tensor in open_safetensors(folder / ADAPTER).items()}
     pairs, whole = split_pairs(tensors, str(folder / ADAPTER))
     if (folder / WEIGHTS).is_file():
         whole |= open_safetensors(folder / WEIGHTS)
     training = Training(whole, {f"{module}.weight": pair for module, pair in pairs.items()}, {}, model, ())
     lora = LoraSettings(header["lora"]["alpha"], header["lora"]["rank"], header["lora"]["root"])
-    contents = combine(parts, model, merge_training(training, union(parts), lora, str(folder)))
+    trained = merge_training(training, union(parts), lora, str(folder))
+    contents = combine(parts, model, trained, two_decoders=bool(model["sam2"].get("two_decoders")))
     return replace(contents, step=header["step"], tokenizer=files_of(folder), provenance=header["provenance"])
 
 
@@ -142,7 +145,7 @@ def _header(contents: Contents, lora: LoraSettings, bases: Sequence[Parts]) -> d
         "format": ADAPTER_FORMAT,
         "salma": __version__,
         "step": contents.step,
-        "bases": [{**provenance(part), "name": _lasting(part)} for part in bases],
+        "bases": [{**part.provenance, "name": _lasting(part)} for part in bases],
         "lora": {"alpha": lora.alpha, "rank": contents.provenance["lora"]["rank"], "root": lora.root},
         "model": dict(contents.model),
         "provenance": dict(contents.provenance),
@@ -160,7 +163,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     try:
         for base in header["bases"]:
             _ = str(base["name"]), _hashes(base)
-        _ = header["lora"]["alpha"] / header["lora"]["rank"], header["lora"]["root"], header["model"]["sam2"]
+        _ = header["lora"]["alpha"] / header["lora"]["rank"], header["lora"]["root"], header["model"]["sam2"].keys()
         _ = header["step"], header["provenance"]
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} lacks bases, lora, model, step or provenance", "convert again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from salmacli.checkpoints.adapters import contents_of_adapter
-from salmacli.checkpoints.combine import combine, fitted, provenance, sections_of, union
+from salmacli.checkpoints.combine import combine, fitted, sections_of, union
 from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.decoders import with_originals
 from salmacli.checkpoints.files.deepspeed import deepspeed_folder, deepspeed_meta, open_deepspeed
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_pickle
 from salmacli.checkpoints.files.tensors import open_safetensors
 from salmacli.checkpoints.layouts import ADAPTER_FORMAT, Layout, detect, salma_folder, weights_in
 from salmacli.checkpoints.load import build_model, read_contents
+from salmacli.checkpoints.sources.key_maps import TABLES
 from salmacli.checkpoints.sources.opening import locate, open_source
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.checkpoints.training.comparison import finite
@@ -76,7 +79,7 @@ class Assembled:
 
 
 def assemble(name_or_path: str | Path, recipe: Recipe) -> Assembled:
-    """Open everything, map every name, merge LoRA; nothing but LoRA's pairs and scalars is read yet.
+    """Open everything, map every name, merge LoRA; only scalars and what tells one model from another are read yet.
 
     Raises:
         CheckpointError: something is missing, broken, unsafe, left over or of another model.
@@ -102,7 +105,7 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
             f"{file} is a {layout.value}, so it needs its base",
             "name what it was trained on with --base: a released model, or once an InternVL and once a SAM 2",
         )
-    parts = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
+    parts = with_originals(_bases(recipe))
     base = union(parts)
     native = sections_of(parts)["mllm"]["native"]
     tensors, meta, left_out = _open_training(file, layout)
@@ -126,19 +129,44 @@ def _of_training(file: Path, layout: Layout, recipe: Recipe) -> Assembled:
 
 
 def _of_models(name_or_path: str | Path, file: Path, layout: Layout, recipe: Recipe) -> Assembled:
-    bases = tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
-    notes = _idle(recipe, file, "holds no LoRA")
-    if layout.is_salma:
-        source, _, contents = read_contents(file)
-        contents = replace(contents, tensors=fitted(contents.tensors, build_model(contents, source), str(source)))
-        return Assembled(source, layout, contents, union(bases) if bases else None, parts=bases, notes=tuple(notes))
+    bases = _bases(recipe)
     first = open_source(name_or_path, sam2_config=recipe.sam2_config)
     whole = all(
         any(name.startswith(part) for name in first.tensors) for part in ("mllm.", "grounding.", "text_hidden_fcs.")
     )
-    contents = combine([first] if whole else [first, *bases])
-    notes = [*contents.provenance["notes"], *notes]
-    return Assembled(file, layout, contents, union(bases) if whole and bases else None, parts=bases, notes=tuple(notes))
+    # What is named beside a whole model is there to be compared with it; a SAM 2 also brings its own mask decoder.
+    others = [base for base in bases if not whole or base.layout is Layout.SAM2]
+    if layout.is_salma:
+        file, _, contents = read_contents(file)
+        contents = replace(contents, tensors=fitted(contents.tensors, build_model(contents, file), str(file)))
+        told: list[str] = []
+        if others and not contents.model["sam2"].get("two_decoders"):
+            contents, told = _joined(contents, first, others)
+    else:
+        contents = combine(with_originals([first, *others]))
+        told = contents.provenance["notes"]
+    base = union(with_originals(bases)) if whole and bases else None
+    notes = [*told, *_idle(recipe, file, "holds no LoRA")]
+    return Assembled(file, layout, contents, base, parts=bases, notes=tuple(notes))
+
+
+def _joined(contents: Contents, first: Parts, sam2: Sequence[Parts]) -> tuple[Contents, list[str]]:
+    """SALMA's own checkpoint with SAM 2's original mask decoder; it stays the same run's."""
+    both = combine(with_originals([first, *sam2]))
+    told: list[str] = both.provenance["notes"]
+    if not both.model["sam2"]["two_decoders"]:
+        return contents, told
+    kept = contents.provenance
+    provenance = {
+        **kept,
+        "sources": [*(kept.get("sources") or [first.provenance]), *(part.provenance for part in sam2)],
+        "notes": [*kept.get("notes", ()), *told],
+    }
+    return replace(contents, model=both.model, tensors=both.tensors, provenance=provenance), told
+
+
+def _bases(recipe: Recipe) -> tuple[Parts, ...]:
+    return tuple(open_source(base, sam2_config=recipe.sam2_config) for base in recipe.bases)
 
 
 def _idle(recipe: Recipe, file: Path, why: str) -> list[str]:
@@ -182,14 +210,17 @@ def _lora_settings(file: Path, meta: Mapping[str, Any], recipe: Recipe) -> LoraS
 def _record(file: Path, layout: Layout) -> dict[str, Any]:
     folder = deepspeed_folder(file) if layout is Layout.DEEPSPEED else None
     files = sorted(folder.glob("*.pt")) if folder else sorted(file.glob("*.safetensors")) if file.is_dir() else [file]
-    return provenance(Parts(str(file), file, layout, tuple(files), {}, {}, {}))
+    return Parts(str(file), file, layout, tuple(files), {}, {}, {}).provenance
 
 
 def _cast(made: Assembled, dtype: torch.dtype) -> Assembled:
-    """Everything in another type; what was the base's own tensor stays it, so that it need not be compared."""
+    """Everything in another type; what was the base's own tensor stays it, so that it need not be compared.
+
+    A table of positions may become wider and never narrower: a model that computes in bfloat16 keeps it in float32.
+    """
     done: dict[int, LazyTensor] = {}
 
-    def narrow(read: Tensor) -> Tensor:
+    def narrow(read: Tensor, dtype: torch.dtype) -> Tensor:
         narrowed = read.to(dtype)
         if finite(read) and not finite(narrowed):
             raise CheckpointError(
@@ -198,12 +229,13 @@ def _cast(made: Assembled, dtype: torch.dtype) -> Assembled:
             )
         return narrowed
 
-    def cast(tensor: LazyTensor) -> LazyTensor:
+    def cast(name: str, tensor: LazyTensor) -> LazyTensor:
         if not tensor.dtype.is_floating_point:
             return tensor
-        return done.setdefault(id(tensor), tensor.then(narrow, dtype=dtype))
+        wanted = torch.promote_types(tensor.dtype, dtype) if name in TABLES else dtype
+        return done.setdefault(id(tensor), tensor.then(partial(narrow, dtype=wanted), dtype=wanted))
 
-    tensors = {name: cast(one) for name, one in made.contents.tensors.items()}
+    tensors = {name: cast(name, one) for name, one in made.contents.tensors.items()}
     contents = replace(made.contents, tensors=tensors)
-    base = made.base if made.base is None else {name: cast(one) for name, one in made.base.items()}
+    base = made.base if made.base is None else {name: cast(name, one) for name, one in made.base.items()}
     return replace(made, contents=contents, base=base)

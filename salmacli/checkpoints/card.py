@@ -34,7 +34,8 @@ def card(contents: Contents) -> str:
     facts = {
         "parameters": f"{parameters:,} ({', '.join(types)})",
         "multimodal LLM": f"{native.get('model_type', 'internvl')}, width {text.get('hidden_size', '?')}",
-        "SAM 2": f"version {sam2.get('version', '2')}, frames of {sam2.get('image_size', '?')}² pixels",
+        "SAM 2": f"version {sam2.get('version', '2')}, frames of {sam2.get('image_size', '?')}² pixels"
+        + (", its own mask decoder beside the trained one" if sam2.get("two_decoders") else ""),
         "mask-biased attention": f"{cma.get('mba')}, top {cma.get('topk')}" if cma.get("enabled") else "none",
         "inference mode": contents.model.get("inference_mode", "?"),
         "optimiser steps by SALMA": contents.step,

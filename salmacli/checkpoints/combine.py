@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from salmacli.checkpoints.contents import Contents
+from salmacli.checkpoints.decoders import settle_decoders
 from salmacli.checkpoints.empty import empty_model, read_tokenizer, untied
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import first_few
@@ -18,7 +19,6 @@ from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, VOCABULARY
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.checkpoints.sources.sa2va import released_rotary
 from salmacli.checkpoints.training.training_files import NEW
-from salmacli.config.files import sha256
 from salmacli.config.loading import first_fault
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
@@ -35,6 +35,7 @@ def combine(
     model: Mapping[str, Any] | None = None,
     trained: Mapping[str, LazyTensor] | None = None,
     seed: int = 0,
+    two_decoders: bool | None = None,
 ) -> Contents:
     """Make one model of several files'.
 
@@ -43,6 +44,7 @@ def combine(
         model: sections of the model's config that stand above what the parts say, e.g. ``{"cma": {"enabled": True}}``.
         trained: tensors that take the place of the parts' or join them, by SALMA's names.
         seed: of what starts fresh.
+        two_decoders: whether SAM 2's original mask decoder is kept beside the trained one; None: if they differ.
 
     Returns:
         The model; its provenance names the parts with the hashes of their files, and what the user should know.
@@ -59,6 +61,8 @@ def combine(
     notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
     notes += _untie(sections, tensors, trained)
     notes += _fit_vocabulary(sections, tensors, base, trained, len(tokenizer), seed)
+    stated = "inference_mode" in (model or {}) or bool(sections["sam2"].get("two_decoders"))
+    notes += settle_decoders(sections, tensors, two_decoders, stated and not trained)
     if trained:
         sections["mllm"] = {**sections["mllm"], "rotary": released_rotary(tensors, sections["mllm"]["native"])}
     outline = empty_model(_config(sections, place), tokenizer)
@@ -69,7 +73,7 @@ def combine(
         if not any(name.startswith(group) for name in tensors):
             tensors |= _fresh(outline, group, seed)
             notes.append(f"{group.rstrip('.')} starts fresh (seed {seed}): nothing brings it")
-    record = {"sources": [provenance(part) for part in parts], "notes": notes}
+    record = {"sources": [part.provenance for part in parts], "notes": notes}
     config = outline.config.model_dump(mode="json")
     return Contents(0, config, {}, files, fitted(tensors, outline, place), record)
 
@@ -126,24 +130,15 @@ def sections_of(parts: Sequence[Parts]) -> dict[str, Any]:
     for part in parts:
         sections |= part.model
     place = " + ".join(part.name for part in parts)
-    if "mllm" not in sections or not any(part.tokenizer for part in parts):
+    if not isinstance(sections.get("mllm"), Mapping) or not any(part.tokenizer for part in parts):
         raise CheckpointError(
             f"{place}: there is no multimodal LLM", "add it with --base, e.g. --base OpenGVLab/InternVL2_5-1B"
         )
-    if "sam2" not in sections:
+    if not isinstance(sections.get("sam2"), Mapping):
         raise CheckpointError(
             f"{place}: there is no SAM 2", "add it with --base, e.g. --base facebook/sam2-hiera-large"
         )
     return sections
-
-
-def provenance(part: Parts) -> dict[str, Any]:
-    """Who a part is: its name, layout and the SHA-256 of its files."""
-    return {
-        "name": part.name,
-        "layout": part.layout.name.lower(),
-        "files": {file.name: sha256(file) for file in part.files},
-    }
 
 
 def union(parts: Sequence[Parts]) -> dict[str, LazyTensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from salmacli.checkpoints.adapters import ADAPTER_CONFIG, contents_of_adapter, w
 from salmacli.checkpoints.assemble import Assembled, Recipe, assemble
 from salmacli.checkpoints.card import CARD
 from salmacli.checkpoints.contents import Contents, digest, fingerprint_of
+from salmacli.checkpoints.decoders import without_original
 from salmacli.checkpoints.files.disk import replacing, room
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.tensors import WEIGHTS, read_as_announced, write_shards
@@ -99,6 +100,9 @@ def convert(
     """
     recipe = recipe or Recipe()
     made = assemble(file, recipe)
+    if to == "sa2va":
+        alone, told = without_original(made.contents)
+        made = replace(made, contents=alone, notes=(*made.notes, *told))
     _check_form(made, recipe, to)
     if out is None:
         out = default_out(made.source if Path(file).exists() else Path(Path(file).name), made.contents.step, to)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -61,11 +62,15 @@ class CheckpointInfo:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """``{"path", "step", "sha256"}`` for results; the hash is of the file that holds the weights, or of all."""
+        """``{"path", "step", "sha256"}`` for results."""
+        return {"path": str(self.path), "step": self.step, "sha256": self.weights_hash}
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Of the file that holds the weights, or of all their hashes; read once."""
         files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
         hashes = [sha256(file) for file in files]
-        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        return {"path": str(self.path), "step": self.step, "sha256": whole}
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def load_checkpoint(
@@ -82,7 +87,8 @@ def load_checkpoint(
         name_or_path: The folder, its ``ckpt.pth`` or ``model.safetensors``, one converted ``.pth``, an adapter folder,
             or a hub id.
         device: Where the tensors are read to, e.g. ``cuda``.
-        dtype: What floating-point tensors become.
+        dtype: Of the parameters. What is rounded at a cost stays float32: the rotary frequencies of the LLM, and the
+            directions of SAM 2's position encoding.
         revision: Branch, tag or commit on the hub.
         model_class: What is built.
 
@@ -92,11 +98,26 @@ def load_checkpoint(
     Raises:
         CheckpointError: The file is missing, broken, unsafe, of another model, or its tensors do not fit.
     """
-    place, layout, contents = read_contents(resolve(name_or_path, _WANTED, revision))
-    model = build_model(contents, place, model_class)
-    fill(model, contents.tensors, place, device, dtype)
-    info = CheckpointInfo(place, layout, contents.step, contents.run_config, contents.provenance)
+    info, contents = open_checkpoint(name_or_path, revision)
+    model = build_model(contents, info.path, model_class)
+    fill(model, contents.tensors, info.path, device, dtype)
     return model.eval(), info
+
+
+def open_checkpoint(name_or_path: Path | str, revision: str | None = None) -> tuple[CheckpointInfo, Contents]:
+    """Open a SALMA checkpoint without building the model or reading its weights.
+
+    Args:
+        name_or_path, revision: As of `load_checkpoint`.
+
+    Returns:
+        Where it came from, and what it holds.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, but for tensors that do not fit the model.
+    """
+    place, layout, contents = read_contents(resolve(name_or_path, _WANTED, revision))
+    return CheckpointInfo(place, layout, contents.step, contents.run_config, contents.provenance), contents
 
 
 def load_trainer_state(folder: Path | str) -> dict[str, Any]:
@@ -146,15 +167,24 @@ def read_contents(path: Path) -> tuple[Path, Layout, Contents]:
     )
 
 
-def build_model(contents: Contents, place: Path, model_class: type[Model] = Salma) -> Model:  # type: ignore[assignment]
-    """A model as the checkpoint's config says, with the checkpoint's tokenizer and without memory for its tensors."""
+def config_of(contents: Contents, place: Path) -> ModelConfig:
+    """The model's config.
+
+    Raises:
+        CheckpointError: It is none that this SALMA knows.
+    """
     try:
-        config = ModelConfig.model_validate(contents.model)
+        return ModelConfig.model_validate(contents.model)
     except ValidationError as error:
         raise CheckpointError(
             f"{place}: its model config does not fit this SALMA ({first_fault(error, 'model')})",
             "use the SALMA version that wrote it",
         ) from error
+
+
+def build_model(contents: Contents, place: Path, model_class: type[Model] = Salma) -> Model:  # type: ignore[assignment]
+    """A model as the checkpoint's config says, with the checkpoint's tokenizer and without memory for its tensors."""
+    config = config_of(contents, place)
     tokenizer = read_tokenizer(contents.tokenizer, place)
     try:
         return cast(Model, empty_model(config, tokenizer, model_class))
@@ -181,16 +211,19 @@ def fill(
         model: Of `build_model`; every tensor on both sides must have a partner of its shape.
         tensors: By the model's names; of tied ones any.
         place: Where they come from, for messages.
-        device, dtype: Of the model; integers stay what they are.
+        device, dtype: Of the model's parameters. Buffers are tables of positions, which lose digits that count, so they
+            are float32 at least; integers stay what they are.
 
     Raises:
         CheckpointError: Some do not fit; the first few of each kind are named and all are counted.
     """
     wanted, aliases = untied(model)
     for name, lazy in fitted(tensors, model, str(place)).items():
-        kind = dtype if lazy.dtype.is_floating_point else lazy.dtype
+        parameter = isinstance(wanted[name], nn.Parameter)
+        floating = dtype if parameter else torch.promote_types(dtype, torch.float32)
+        kind = floating if lazy.dtype.is_floating_point else lazy.dtype
         tensor = lazy.read().to(device, kind, copy=True)  # a copy, not a window into a file that may change
-        if isinstance(wanted[name], nn.Parameter):
+        if parameter:
             tensor = nn.Parameter(tensor, requires_grad=wanted[name].requires_grad)
         for path in (name, *(alias for alias, first in aliases.items() if first == name)):
             owner, _, leaf = path.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from salmacli.checkpoints.combine import combine
+from salmacli.checkpoints.decoders import ORIGINAL, with_originals
 from salmacli.checkpoints.files.tensors import MAX_SHARD_BYTES, WEIGHTS
 from salmacli.checkpoints.load import CheckpointInfo, build_model, fill, load_checkpoint
 from salmacli.checkpoints.save import contents_of, write_folder
@@ -44,7 +45,7 @@ class SalmaModel(Salma):
         Args:
             name_or_path: A folder or file, or a hub id, which is fetched unless it is in the cache already.
             device: Where the weights are read to.
-            dtype: What they become.
+            dtype: What they become, but for tables of positions (see `load_checkpoint`).
             revision: Branch, tag or commit on the hub.
 
         Raises:
@@ -67,14 +68,18 @@ class SalmaModel(Salma):
             ConfigError: The config says otherwise than a base does.
         """
         if config.mllm.base is None and config.sam2.base is None:
+            _check_decoders(config, [])
             return super().build(config, expressions)  # type: ignore[return-value]
-        parts = [open_source(base) for base in (config.mllm.base, config.sam2.base) if base is not None]
-        for part in parts:
+        opened = [open_source(base) for base in (config.mllm.base, config.sam2.base) if base is not None]
+        for part in opened:
             _check_agreement(config, part)
+        parts = with_originals(opened)
+        _check_decoders(config, parts)
         # What the config leaves to its defaults, a base that is a whole model decides.
         # How many frames are read is the data's business, too, so the config alone says it.
         own = config.model_dump(mode="json", include=(config.model_fields_set - {"mllm", "sam2"}) | {"clip_frames"})
-        contents = combine(parts, own, seed=torch.initial_seed())
+        two = config.sam2.two_decoders if "two_decoders" in config.sam2.model_fields_set else None
+        contents = combine(parts, own, seed=torch.initial_seed(), two_decoders=two)
         for section in ("mllm", "sam2"):
             contents.model[section]["base"] = getattr(config, section).base
         place = Path(" + ".join(part.name for part in parts))
@@ -133,6 +138,15 @@ class SalmaModel(Salma):
         return str(commit.commit_url)
 
 
+def _check_decoders(config: ModelConfig, parts: Sequence[Parts]) -> None:
+    """A second decoder is SAM 2's own: it cannot start fresh, nor from one that was trained with language."""
+    if config.sam2.two_decoders and not any(name.startswith(ORIGINAL) for part in parts for name in part.tensors):
+        raise ConfigError(
+            "model.sam2.two_decoders is true, but nothing brings SAM 2's original mask decoder",
+            "name a pretrained SAM 2 as model.sam2.base, or leave two_decoders out",
+        )
+
+
 def _check_agreement(config: ModelConfig, part: Parts) -> None:
     """What the config says explicitly of a pretrained part must be so: its weights cannot follow."""
     said = config.model_dump(mode="json", exclude_unset=True)
@@ -145,7 +159,8 @@ def _check_agreement(config: ModelConfig, part: Parts) -> None:
 
 
 def _conflicts(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in ours.keys() & theirs.keys() - {"base", "vocab_size"}:  # the vocabulary grows by our special tokens
+    # The vocabulary grows by our special tokens, and a second decoder is made where it is wanted.
+    for key in ours.keys() & theirs.keys() - {"base", "vocab_size", "two_decoders"}:
         if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):
             yield from _conflicts(ours[key], theirs[key], f"{path}{key}.")
         elif _plain(ours[key]) != _plain(theirs[key]):

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from salmacli.commands.options import DataOption, Mode, ModeOption, RunOption, Set, SplitOption
-from salmacli.errors import UsageError
+from salmacli.commands.options import (
+    PREDICTION,
+    CheckpointOption,
+    DataOption,
+    FallbackOption,
+    ModeOption,
+    PrecisionOption,
+    RunOption,
+    Set,
+    SettingsOption,
+    SplitOption,
+    prediction_settings,
+)
+from salmacli.errors import SalmaError, UsageError
 
 if TYPE_CHECKING:
+    from salmacli.config.schema import PredictConfig
     from salmacli.data.benchmarks import Benchmark
     from salmacli.engine.progress import Progress
     from salmacli.engine.scoring.evaluation import Evaluation
@@ -35,16 +48,20 @@ class Scoring(str, Enum):
 def evaluate(
     benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
     run: RunOption = None,
-    checkpoint: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="A checkpoint instead of a run's newest."),
-    ] = None,
+    checkpoint: CheckpointOption = None,
     data: DataOption = None,
     split: SplitOption = None,
     mode: ModeOption = None,
+    fallback: FallbackOption = None,
+    precision: PrecisionOption = None,
+    settings: SettingsOption = None,
     save_logits: Annotated[
-        bool, typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.")
+        bool,
+        typer.Option("--save-logits", help="Keep mask logits for salma threshold-sweep.", rich_help_panel=PREDICTION),
     ] = False,
+    num_gpus: Annotated[
+        int, typer.Option(min=1, help="Processes that share the videos, one per device.", rich_help_panel=PREDICTION)
+    ] = 1,
     predictions: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -86,15 +103,18 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
 ) -> None:
     """Predict a benchmark with a model and score it, or score predictions that exist."""
+    from salmacli.engine.prediction.shares import rank_of_environment
+    from salmacli.engine.progress import Silent
+    from salmacli.launch import is_worker
     from salmacli.report.progress import TerminalProgress
 
-    progress = TerminalProgress()
+    progress: Progress = Silent() if rank_of_environment() else TerminalProgress()
     _check_out(out, predictions, data)
+    predicting = [run, checkpoint, mode, fallback, precision, settings, save_logits or None, num_gpus > 1 or None]
     if worst and as_json:
         raise UsageError("--worst makes a table, --json prints none", "leave out one of them")
     if truth is not None or scoring is not None:
-        others: list[object] = [run, checkpoint, data, split, mode, protocol]
-        others += [save_logits or None, submission or None, visa_compat or None]
+        others = [*predicting, data, split, protocol, submission or None, visa_compat or None]
         if benchmark is not Set.davis or truth is None or predictions is None or any(o is not None for o in others):
             raise UsageError(
                 "--truth and --scoring need davis and --predictions, and none of the options about models and data",
@@ -105,17 +125,19 @@ def evaluate(
         place = out or _beside(predictions, scoring.value if scoring is Scoring.unsupervised else None)
         _report(evaluation, place, worst, plot, progress, as_json)
         return
-    if predictions is not None and (run or checkpoint or mode or save_logits):
+    if predictions is not None and any(option is not None for option in predicting):
         raise UsageError(
-            "--predictions scores what is on disk, --run, --checkpoint, --mode and --save-logits predict",
-            "give one of them",
+            "--predictions scores what is on disk; --run, --checkpoint, --num-gpus, --save-logits and the settings of"
+            " prediction predict",
+            "leave out one or the other",
         )
+    how = prediction_settings(mode, fallback, precision, settings)
     chosen = _protocol(benchmark, protocol, visa_compat)
 
     from salmacli.engine.sources import open_source
 
     source = open_source(benchmark.value, data, split, progress)
-    if source.synthetic:
+    if source.synthetic and not is_worker():
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
     submission = submission or not source.public
     if plot is not None and plot.rpartition("/")[0] not in {video.name for video in source.videos}:
@@ -127,7 +149,10 @@ def evaluate(
     else:
         # The annotators' protocol merges soft masks, which are the logits.
         logits = save_logits or chosen == "annotators"
-        folder, record = _predict(source, run, checkpoint, mode, logits, progress)
+        found = _predict(source, data, run, checkpoint, how, logits, num_gpus, progress)
+        if found is None:
+            return  # a share is done; the process that began scores
+        folder, record = found
     if submission:
         _submit(source, folder, out or _beside(folder), progress, as_json)
         return
@@ -153,30 +178,50 @@ def _protocol(benchmark: Set, protocol: str | None, visa_compat: bool) -> str | 
 
 def _predict(
     source: Benchmark,
+    data: Path | None,
     run: Path | None,
     checkpoint: Path | None,
-    mode: Mode | None,
+    settings: PredictConfig,
     save_logits: bool,
+    num_gpus: int,
     progress: Progress,
-) -> tuple[Path, dict[str, Any]]:
-    """Make or complete the predictions; their folder and what the results say about where they come from."""
-    from salmacli.engine.prediction.benchmark import ensure_predictions
-    from salmacli.engine.run_folder import RunFolder
+) -> tuple[Path, dict[str, Any]] | None:
+    """Make or complete the predictions; their folder and what the results say about where they come from.
 
-    chosen = None
-    if checkpoint is None:
-        chosen = RunFolder.choose(run)
-        progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
-    elif run is not None:
+    None in a process that only does its share.
+    """
+    from salmacli.engine.prediction.benchmark import plan, predict_benchmark
+    from salmacli.engine.prediction.folder import refuse_failed
+    from salmacli.engine.prediction.settings import assignments
+    from salmacli.engine.prediction.shares import rank_of_environment, several
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.launch import is_worker, relaunch
+
+    if checkpoint is not None and run is not None:
         raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
-    return ensure_predictions(
-        chosen,
-        source,
-        mode.value if mode else None,
-        checkpoint=checkpoint,
-        save_logits=save_logits,
-        progress=progress,
-    )
+    begun = None if checkpoint else RunFolder.choose(run)
+    if begun is not None and not is_worker():
+        progress.say(f"run: {begun.path}" + ("" if run else " (the newest)"))
+    job = plan(begun, source, settings, checkpoint)
+    if num_gpus > 1 and not is_worker():
+        if several():
+            raise UsageError("--num-gpus starts processes, and a launcher has started some already", "leave it out")
+        words = ["--run", str(begun.path)] if begun is not None else ["--checkpoint", str(checkpoint)]
+        words += ["--data", str(data)] if data is not None else []
+        words += ["--split", source.split, *(word for text in assignments(settings) for word in ("--set", text))]
+        words += ["--num-gpus", str(num_gpus), *(["--save-logits"] if save_logits else [])]
+        relaunch(num_gpus, ["eval", source.name, *words])
+    else:
+        try:
+            predict_benchmark(job, save_logits=save_logits, progress=progress)
+        except SalmaError as error:
+            if rank_of_environment():
+                raise typer.Exit(error.exit_code) from None  # the main process says it
+            raise
+    if is_worker() or rank_of_environment():
+        return None
+    refuse_failed(job.folder, source.name)
+    return job.folder, job.origin()
 
 
 def _label_folders(

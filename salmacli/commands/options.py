@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from salmacli.config.schema import PredictConfig
 
 
 class Set(str, Enum):
@@ -30,12 +33,72 @@ class Mode(str, Enum):
     sa2va = "sa2va"
 
 
+class Fallback(str, Enum):
+    """What takes the place of masks that a model does not give."""
+
+    none = "none"
+    previous = "previous"
+    prior = "prior"
+    force_seg = "force-seg"
+
+
+class Precision(str, Enum):
+    """In what numbers a model computes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+PREDICTION = "Prediction"  # their panel in --help
+
 RunOption = Annotated[
-    Path | None, typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given.")
+    Path | None,
+    typer.Option(help="Folder of a run, or its name below runs/; the newest one if not given."),
 ]
+CheckpointOption = Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")]
 DataOption = Annotated[
     Path | None,
     typer.Option(help="The benchmark's folder in its official layout; the synthetic benchmark if not given."),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="The split; the one that people report if not given.")]
-ModeOption = Annotated[Mode | None, typer.Option(help="How videos are predicted; the model's own if not given.")]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(help="How videos are predicted; the model's own if not given.", rich_help_panel=PREDICTION),
+]
+FallbackOption = Annotated[
+    Fallback | None,
+    typer.Option(
+        help="What replaces an empty mask or an answer without [SEG]; nothing if not given.",
+        rich_help_panel=PREDICTION,
+    ),
+]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Of the weights; auto if not given: bf16 where the device computes in it.", rich_help_panel=PREDICTION
+    ),
+]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting of prediction, e.g. window=64; repeatable. See docs/prediction.md.",
+        rich_help_panel=PREDICTION,
+    ),
+]
+
+
+def prediction_settings(
+    mode: Mode | None, fallback: Fallback | None, precision: Precision | None, settings: list[str] | None
+) -> PredictConfig:
+    """What the four options say together.
+
+    Raises:
+        ConfigError: Settings that do not exist or do not fit.
+    """
+    from salmacli.config.loading import load_predict
+
+    named = {"mode": mode, "fallback": fallback, "precision": precision}
+    return load_predict(settings or (), **{name: one.value for name, one in named.items() if one is not None})

@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from salmacli.commands.options import DataOption, Mode, ModeOption, RunOption, Set, SplitOption
+from salmacli.commands.options import (
+    DataOption,
+    FallbackOption,
+    ModeOption,
+    PrecisionOption,
+    RunOption,
+    Set,
+    SettingsOption,
+    SplitOption,
+    prediction_settings,
+)
 
 if TYPE_CHECKING:
+    from salmacli.config.schema import PredictConfig
     from salmacli.data.benchmarks import Benchmark
     from salmacli.engine.progress import Progress
     from salmacli.engine.run_folder import RunFolder
@@ -21,6 +32,9 @@ def threshold_sweep(
     data: DataOption = None,
     split: SplitOption = None,
     mode: ModeOption = None,
+    fallback: FallbackOption = None,
+    precision: PrecisionOption = None,
+    settings: SettingsOption = None,
     thresholds: Annotated[int, typer.Option(min=1, help="How many, evenly inside 0..1; an odd number holds 0.5.")] = 99,
     as_json: Annotated[bool, typer.Option("--json", help="Print threshold_sweep.json instead of a table.")] = False,
 ) -> None:
@@ -36,6 +50,7 @@ def threshold_sweep(
     from salmacli.report.tables import sweep_table
 
     progress = TerminalProgress()
+    how = prediction_settings(mode, fallback, precision, settings)
     chosen = RunFolder.choose(run)
     progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
     source = open_source(benchmark.value, data, split, progress)
@@ -43,7 +58,7 @@ def threshold_sweep(
         progress.say(f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})")
     if not source.public:
         raise no_truth(source)  # and not after all of it is predicted
-    predictions = _logits(chosen, source, mode, progress)
+    predictions = _logits(chosen, source, how, progress)
     sweep = sweep_predictions(source, predictions, even_thresholds(thresholds), progress)
     record = {**_origin(chosen, source, predictions), **sweep.record()}
     path = write_sweep(record, predictions.parent)
@@ -57,19 +72,19 @@ def threshold_sweep(
     progress.say(f"written: {path} and {curve}")
 
 
-def _logits(run: RunFolder, source: Benchmark, mode: Mode | None, progress: Progress) -> Path:
+def _logits(run: RunFolder, source: Benchmark, settings: PredictConfig, progress: Progress) -> Path:
     """Folder of predictions with logits; torch is loaded only where they must be made."""
+    from salmacli.engine.prediction.settings import label
     from salmacli.engine.scoring.sweep import has_logits
 
-    wanted = mode.value if mode else run.record().get("config", {}).get("model", {}).get("inference_mode")
-    if wanted:
-        folder = run.eval_folder(source.name, wanted) / "predictions"
-        if has_logits(source, folder, run.newest_step()):
-            return folder
+    model = run.record().get("config", {}).get("model", {})
+    folder = run.eval_folder(source.name, label(settings, model)) / "predictions"
+    if has_logits(source, folder, run.newest_step()):
+        return folder
     progress.say("no saved logits of the newest checkpoint: predicting with --save-logits")
     from salmacli.engine.prediction.benchmark import ensure_predictions
 
-    return ensure_predictions(run, source, wanted, save_logits=True, progress=progress)[0]
+    return ensure_predictions(run, source, settings, save_logits=True, progress=progress)[0]
 
 
 def _origin(run: RunFolder, source: Benchmark, predictions: Path) -> dict[str, Any]:
@@ -82,6 +97,7 @@ def _origin(run: RunFolder, source: Benchmark, predictions: Path) -> dict[str, A
         "split": source.split,
         "synthetic": source.synthetic,
         "mode": record.get("mode"),
+        "settings": record.get("settings", {}),
         "checkpoint": record.get("checkpoint"),
     }
 

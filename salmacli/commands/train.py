@@ -85,6 +85,7 @@ def _fresh(preset: str, assignments: list[str]) -> RunConfig:
 def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[RunFolder, RunConfig]:
     """The run to go on with and its own config: another one would make it another run."""
     from salmacli.config.loading import validate
+    from salmacli.config.schema import RunConfig
     from salmacli.engine.run_folder import RUNS, RunFolder
     from salmacli.errors import UsageError
 
@@ -93,7 +94,7 @@ def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[Run
             "--resume goes on with the run's own settings", "leave the other options out, or start a new run"
         )
     run = RunFolder(RUNS / name) if name else RunFolder.newest()
-    return run, validate(run.record().get("config", {}))
+    return run, validate(run.record().get("config", {}), RunConfig, "use the SALMA version that made the run")
 
 
 def _check_data(run: RunFolder, data: list[dict[str, Any]]) -> None:

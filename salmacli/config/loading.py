@@ -1,4 +1,4 @@
-"""Presets, files and ``--set a.b=value`` → one validated `RunConfig`; every error at once."""
+"""Presets, files and ``--set a.b=value`` → validated settings of a run or of prediction; every error at once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from salmacli.config.schema import RunConfig
+from salmacli.config.schema import PredictConfig, RunConfig, Settings
 from salmacli.errors import ConfigError, UsageError
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose booleans are true and false: `off` is a choice of some settings, and old YAML takes it for one."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def preset_names() -> list[str]:
@@ -38,7 +50,7 @@ def read_preset(name_or_path: str) -> dict[str, Any]:
             f"take one of {', '.join(preset_names())}, or the path of a YAML file",
         )
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -58,9 +70,9 @@ def assign(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
     for text in assignments:
         path, equals, value = text.partition("=")
         if not equals or not path:
-            raise UsageError(f"--set {text!r} has no value", "write --set train.steps=100")
+            raise UsageError(f"--set {text!r} has no value", "write --set KEY=VALUE")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, _Loader)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {text!r}: the value is not YAML", "quote it") from error
         node = result
@@ -68,7 +80,7 @@ def assign(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
         for section in sections:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
-                raise UsageError(f"--set {text!r}: {section} is not a section", "see the keys in the run's run.json")
+                raise UsageError(f"--set {text!r}: {section} is not a section", f"write --set {section}=VALUE")
         node[key] = parsed
     return result
 
@@ -83,18 +95,40 @@ def load_config(preset: str = "tiny", assignments: Iterable[str] = ()) -> RunCon
     Raises:
         ConfigError: one line that names every wrong key with its value and, for unknown keys, a near one.
     """
-    return validate(assign(read_preset(preset), assignments))
+    return validate(assign(read_preset(preset), assignments), RunConfig, "mend them in the file or with --set")
 
 
-def validate(content: Mapping[str, Any]) -> RunConfig:
-    """Turn a raw mapping into a `RunConfig`; see `load_config` for the errors."""
+def load_predict(assignments: Iterable[str] = (), **given: Any) -> PredictConfig:
+    """The settings of prediction.
+
+    Args:
+        assignments: ``a.b=value`` texts, applied in order; they win over `given`.
+        given: Settings by name, such as ``mode="frames"``; those that are None are left to their defaults.
+
+    Raises:
+        ConfigError: As `load_config`.
+        UsageError: A text cannot be read.
+    """
+    content = {key: value for key, value in given.items() if value is not None}
+    return validate(assign(content, assignments), PredictConfig, "mend them with --set")
+
+
+def validate(content: Mapping[str, Any], kind: type[Kind], mend: str) -> Kind:
+    """Turn a raw mapping into settings.
+
+    Args:
+        content: As YAML or JSON give it.
+        kind: What it is to become.
+        mend: What the user does about errors.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(dict(entry)) for entry in error.errors()]
-        raise ConfigError(
-            f"{len(faults)} wrong setting(s): " + " | ".join(faults), "mend them in the file or with --set"
-        ) from error
+        faults = [_fault(dict(entry), kind) for entry in error.errors()]
+        raise ConfigError(f"{len(faults)} wrong setting(s): " + " | ".join(faults), mend) from error
 
 
 def first_fault(error: ValidationError, section: str) -> str:
@@ -103,11 +137,11 @@ def first_fault(error: ValidationError, section: str) -> str:
     return f"{section}.{'.'.join(str(part) for part in entry['loc'])}: {entry['msg']}"
 
 
-def _fault(entry: dict[str, Any]) -> str:
+def _fault(entry: dict[str, Any], kind: type[BaseModel]) -> str:
     path = list(entry["loc"])
     name = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _fields(path[:-1]), n=1)
+        near = difflib.get_close_matches(str(path[-1]), _fields(kind, path[:-1]), n=1)
         return f"{name} is unknown" + (f", did you mean {near[0]}?" if near else "")
     if entry["type"] == "missing":
         return f"{name} is missing"
@@ -117,9 +151,8 @@ def _fault(entry: dict[str, Any]) -> str:
     return f"{name}{value}: {message}" if name else message
 
 
-def _fields(path: list[Any]) -> list[str]:
-    """Known keys of the section at `path`."""
-    model: type[BaseModel] = RunConfig
+def _fields(model: type[BaseModel], path: list[Any]) -> list[str]:
+    """Known keys of the section of `model` at `path`."""
     for part in path:
         if not isinstance(part, str):
             continue

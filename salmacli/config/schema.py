@@ -74,6 +74,11 @@ class Sam2Config(Settings):
     memory_layers: int = Field(4, ge=1, description="layers of the memory attention")
     memory_feedforward: int = Field(2048, ge=1, description="hidden width of the memory attention's MLP")
     decoder_feedforward: int = Field(2048, ge=1, description="hidden width of the mask decoder's MLPs")
+    two_decoders: bool = Field(
+        False,
+        description="a second mask decoder, SAM 2's original, carries masks through the memory in mode consistent; the"
+        " first is trained with language",
+    )
     object_scores: bool = Field(
         True, description="predict whether the object is in the frame (used by the memory only)"
     )
@@ -236,7 +241,12 @@ class PredictConfig(Settings):
     window: int | None = Field(
         None, ge=2, description="frames that one answer is for; longer videos are cut into such windows; null: no cuts"
     )
-    overlap: int = Field(8, ge=0, description="frames that two windows share; their masks fade into each other")
+    overlap: int | None = Field(
+        None,
+        ge=0,
+        description="frames that two windows share, where their masks fade into each other; null: a quarter of a"
+        " window, at most 8",
+    )
     memories: int | None = Field(
         None, ge=1, description="recent frames that SAM 2 remembers; null: all that it was trained with (6)"
     )
@@ -266,7 +276,7 @@ class PredictConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> PredictConfig:
-        if self.window is not None and self.overlap >= self.window:
+        if self.window is not None and self.overlap is not None and self.overlap >= self.window:
             raise ValueError(f"overlap = {self.overlap} is not below window = {self.window}")
         if self.mode == "sa2va" and self.choice not in (None, "first"):
             raise ValueError(f"choice = {self.choice}: mode sa2va shows the first frames, as the released Sa2VA does")

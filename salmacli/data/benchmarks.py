@@ -8,9 +8,8 @@ from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from salmacli.data import rle
+from salmacli.data.frames import FrameSource, frame_size, pictures
 from salmacli.data.records import Expression, Video
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
@@ -75,6 +74,11 @@ class Benchmark:
         """The picture of a frame."""
         raise NotImplementedError
 
+    def frames(self, video: Video) -> FrameSource:
+        """The frames of a video, as stored; nothing is read yet."""
+        files = [self.frame_path(video, frame) for frame in video.frames]
+        return pictures(files, files[0].parent, self.still)
+
     def objects(self, video: Video, expression: Expression) -> list[Track] | None:
         """What the expression means, object by object as the set annotates them, not yet checked.
 
@@ -135,14 +139,7 @@ class Benchmark:
             DataError: The frame is missing or no picture.
         """
         if video.name not in self._sizes:
-            path = self.frame_path(video, video.frames[0])
-            try:
-                with Image.open(path) as picture:
-                    self._sizes[video.name] = (picture.height, picture.width)
-            except FileNotFoundError:
-                raise DataError(f"frame {path} does not exist", "check the folder, or copy the frames again") from None
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"frame {path} cannot be read ({error})", "copy it again") from None
+            self._sizes[video.name] = frame_size(self.frame_path(video, video.frames[0]))
         return self._sizes[video.name]
 
     def unite(self, video: Video, tracks: Sequence[Track], where: str) -> list[rle.RLE]:

@@ -146,10 +146,10 @@ class RunFolder:
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         write_atomic(self.metrics_path, "".join(kept))
 
-    def eval_folder(self, benchmark: str, mode: str) -> Path:
-        """Where predictions and results of one benchmark in one inference mode lie."""
+    def eval_folder(self, benchmark: str, how: str) -> Path:
+        """Where predictions and results of one benchmark, predicted one way, lie; see `settings.label`."""
         where = f"evaluation of {self.path}"
-        return self.path / "eval" / safe_name(benchmark, where) / safe_name(mode, where)
+        return self.path / "eval" / safe_name(benchmark, where) / safe_name(how, where)
 
     def _created(self) -> float:
         """Seconds; the file's own time where the record does not say."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from typing import TypeVar
 
+from salmacli.data.ahead import in_order
 from salmacli.engine.progress import Progress, Silent
 
 Item = TypeVar("Item")
@@ -43,20 +44,12 @@ def stream_in_threads(
 ) -> Iterator[Result]:
     """The same one result after the other, never far ahead of whoever takes them, so that few are held at once."""
     progress, threads = progress or Silent(), _number()
-    waiting: deque[Future[Result]] = deque()
     progress.start(task, len(items))
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for number in range(len(items) + threads):
-                    if number < len(items):
-                        waiting.append(pool.submit(work, items[number]))
-                    if number >= threads:
-                        yield waiting.popleft().result()
-                        progress.advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with closing(in_order(work, items, threads, ahead=threads)) as results:
+            for result in results:
+                yield result
+                progress.advance()
     finally:
         progress.finish()
 

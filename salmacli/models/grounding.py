@@ -1,4 +1,4 @@
-"""SAM 2: frames → features, features and a prompt → masks, masks → memory → masks of other frames.
+"""SAM 2: frames → features, features and a prompt → masks.
 
 Everything is the `sam2` package's own; this module builds it from our configuration and gives its pieces shapes and
 names.
@@ -6,12 +6,14 @@ names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from hydra.utils import instantiate
+from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam2_utils import MLP
 from torch import Tensor
@@ -37,9 +39,17 @@ class FrameFeatures:
     def __len__(self) -> int:
         return len(self.stride16)
 
-    def at(self, frames: Tensor) -> FrameFeatures:
+    def at(self, frames: Tensor | slice) -> FrameFeatures:
         """The features of chosen frames, in that order and as often as named: (P,) indices."""
         return replace(self, stride4=self.stride4[frames], stride8=self.stride8[frames], stride16=self.stride16[frames])
+
+    @staticmethod
+    def cat(parts: Sequence[FrameFeatures]) -> FrameFeatures:
+        """Frames of several batches in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        levels = ("stride4", "stride8", "stride16")
+        return replace(parts[0], **{level: torch.cat([getattr(part, level) for part in parts]) for level in levels})
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,12 @@ class Decodable:
     def at(self, frames: Tensor) -> Decodable:
         """Chosen frames, in that order and as often as named: (P,) indices."""
         return Decodable(self.image[frames], (self.fine[0][frames], self.fine[1][frames]))
+
+    @classmethod
+    def of(cls, image: Tensor, fine: tuple[Tensor, Tensor]) -> Decodable:
+        """One frame as P rows: (P, C, S/16, S/16) features, and the finer levels of that one frame, not copied."""
+        stride4, stride8 = (level.expand(len(image), -1, -1, -1) for level in fine)
+        return cls(image, (stride4, stride8))
 
 
 @dataclass(frozen=True)
@@ -82,15 +98,42 @@ class Masks:
         """The four tensors in their order."""
         return self.logits, self.iou, self.token, self.presence
 
+    def at(self, rows: slice) -> Masks:
+        """Some of the masks."""
+        return Masks(*(part[rows] for part in self.parts()))
+
+    @staticmethod
+    def cat(chunks: Sequence[Masks]) -> Masks:
+        """The masks of several calls as those of one."""
+        return Masks(*(torch.cat(parts) for parts in zip(*(chunk.parts() for chunk in chunks), strict=True)))
+
 
 class Grounding(SAM2Base):
-    """SAM 2 with a language prompt."""
+    """SAM 2 with a language prompt.
+
+    Attributes:
+        propagation_decoder: the mask decoder that carries masks through the memory, where it is another one than
+            `sam_mask_decoder`; else None.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.propagation_decoder: MaskDecoder | None = None
+
+    @property
+    def propagator(self) -> MaskDecoder:
+        """The mask decoder that carries masks through the memory."""
+        return self.sam_mask_decoder if self.propagation_decoder is None else self.propagation_decoder
 
     def encode(self, images: Tensor) -> FrameFeatures:
         """Features of normalised frames (F, 3, S, S)."""
-        out = self.image_encoder(images)
-        stride4, stride8, stride16 = out["backbone_fpn"]
-        return FrameFeatures(stride4, stride8, stride16, out["vision_pos_enc"][-1][:1])
+        kind = self.no_mem_embed.dtype
+        out = self.image_encoder(images.to(kind))
+        # The package's FPN adds in float32.
+        stride4, stride8, stride16, position = (
+            level.to(kind) for level in (*out["backbone_fpn"], out["vision_pos_enc"][-1][:1])
+        )
+        return FrameFeatures(stride4, stride8, stride16, position)
 
     @torch.no_grad()
     def match_queries_and_keys(self) -> None:
@@ -109,32 +152,45 @@ class Grounding(SAM2Base):
     def decodable(self, features: FrameFeatures) -> Decodable:
         """Prepare frames that have no memory yet for the mask decoder."""
         image = features.stride16 + self.no_mem_embed.transpose(1, 2).unsqueeze(-1)
-        return Decodable(image, self.fine_levels(features))
+        return Decodable(image, self.fine_levels(features, self.sam_mask_decoder))
 
-    def fine_levels(self, features: FrameFeatures) -> tuple[Tensor, Tensor]:
-        """The finer levels after the mask decoder's own `conv_s0/s1`: (F, C/8, S/4, S/4) and (F, C/4, S/8, S/8)."""
-        decoder = self.sam_mask_decoder
+    def fine_levels(self, features: FrameFeatures, decoder: MaskDecoder) -> tuple[Tensor, Tensor]:
+        """The finer levels after a decoder's own `conv_s0/s1`: (F, C/8, S/4, S/4) and (F, C/4, S/8, S/8)."""
         return decoder.conv_s0(features.stride4), decoder.conv_s1(features.stride8)
 
-    def decode(self, rows: Decodable, language: Tensor | None, best_of_three: bool) -> Masks:
-        """Run the prompt encoder with its padding point, and the mask decoder.
+    def decode(
+        self,
+        rows: Decodable,
+        language: Tensor | None,
+        best_of_three: bool,
+        *,
+        decoder: MaskDecoder | None = None,
+        mask: Tensor | None = None,
+    ) -> Masks:
+        """Run a mask decoder on SAM 2's padding point and what follows it.
 
         Args:
             rows: P frames, one per mask.
             language: (P, C) prompt that follows the padding point, or None (the visual pre-pass).
             best_of_three: take the one of three masks with the best predicted IoU instead of the single-mask token's.
+            decoder: the one that is trained with language if not given.
+            mask: (P, 1, S/4, S/4) mask prompt.
         """
-        count, device = len(rows), rows.image.device
-        points = torch.zeros(count, 1, 2, device=device)
-        labels = -torch.ones(count, 1, dtype=torch.int32, device=device)
-        sparse, dense = self.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        count, device, dtype = len(rows), rows.image.device, rows.image.dtype
+        prompts = self.sam_prompt_encoder
+        # The package's own embedding of a prompt without points: the padding point, and one that it adds itself.
+        sparse = prompts.not_a_point_embed.weight.expand(count, 2, -1)
         if language is not None:
-            sparse = torch.cat([sparse.to(language.dtype), language.unsqueeze(1)], dim=1)
-        logits, iou, tokens, presence = self.sam_mask_decoder(
+            sparse = torch.cat([sparse, language.to(dtype).unsqueeze(1)], dim=1)
+        if mask is None:
+            dense = prompts.no_mask_embed.weight[..., None, None].expand(count, -1, *rows.image.shape[-2:])
+        else:
+            dense = prompts.mask_downscaling(mask.to(dtype))
+        logits, iou, tokens, presence = (decoder or self.sam_mask_decoder)(
             image_embeddings=rows.image,
-            image_pe=self.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            image_pe=self._place().to(dtype),
+            sparse_prompt_embeddings=sparse.to(dtype),
+            dense_prompt_embeddings=dense.to(dtype),
             multimask_output=best_of_three,
             repeat_image=False,
             high_res_features=list(rows.fine),
@@ -143,70 +199,11 @@ class Grounding(SAM2Base):
         row = torch.arange(count, device=device)
         return Masks(logits[row, best], iou[row, best], tokens[row, best], presence)
 
-    def propagate(self, features: FrameFeatures, given: dict[int, Tensor]) -> Tensor:
-        """Carry masks of some frames through SAM 2's memory to all others, forwards and then backwards.
-
-        Args:
-            features: of all T frames of one video.
-            given: frame → (O, S/4, S/4) mask logits; their binarised form enters the memory.
-
-        Returns:
-            (T, O, S/4, S/4) mask logits; those of given frames as they came. A frame between two given ones takes the
-            forward result, frames before the first given one the backward result.
-        """
-        total, objects = len(features), len(next(iter(given.values())))
-        result = features.stride4.new_zeros(total, objects, *next(iter(given.values())).shape[-2:], dtype=torch.float32)
-        conditioning = {}
-        for frame, logits in sorted(given.items()):
-            result[frame] = logits.float()
-            size = (self.image_size, self.image_size)
-            binary = F.interpolate(logits.float().unsqueeze(1), size, mode="bilinear", align_corners=False) > 0
-            conditioning[frame] = self._track(features, frame, objects, total, binary.to(features.stride16.dtype))
-        first = min(given)
-        for reverse in (False, True):
-            bank: dict[str, dict[int, Any]] = {
-                "cond_frame_outputs": dict(conditioning),
-                "non_cond_frame_outputs": {},
-            }
-            order = range(first - 1, -1, -1) if reverse else range(first + 1, total)
-            for frame in order:
-                if frame in given:
-                    continue
-                out = self._track(features, frame, objects, total, None, bank, reverse)
-                result[frame] = out["pred_masks"][:, 0].float()
-                bank["non_cond_frame_outputs"][frame] = out
-                # Nothing reads further back than the pointers do; this keeps memory flat in the video's length.
-                bank["non_cond_frame_outputs"].pop(frame + (1 if reverse else -1) * self.max_obj_ptrs_in_encoder, None)
-        return result
-
-    def _track(
-        self,
-        features: FrameFeatures,
-        frame: int,
-        objects: int,
-        total: int,
-        mask: Tensor | None,
-        bank: dict[str, dict[int, Any]] | None = None,
-        reverse: bool = False,
-    ) -> dict[str, Any]:
-        """SAM 2's own step for one frame and all objects at once."""
-        one = features.at(torch.full((1,), frame, device=features.stride16.device))
-        levels = [*self.fine_levels(one), one.stride16]
-        rows = [level.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1) for level in levels]
-        position = one.position.expand(objects, -1, -1, -1).flatten(2).permute(2, 0, 1)
-        out: dict[str, Any] = self.track_step(
-            frame_idx=frame,
-            is_init_cond_frame=mask is not None,
-            current_vision_feats=rows,
-            current_vision_pos_embeds=[position] * len(rows),
-            feat_sizes=[tuple(level.shape[-2:]) for level in levels],
-            point_inputs=None,
-            mask_inputs=mask,
-            output_dict=bank,
-            num_frames=total,
-            track_in_reverse=reverse,
-        )
-        return out
+    def _place(self) -> Tensor:
+        """(1, C, S/16, S/16) the prompt encoder's position encoding, made in float32 whatever the weights are."""
+        prompts: Any = self.sam_prompt_encoder
+        prompts.pe_layer.float()
+        return cast(Tensor, prompts.get_dense_pe())
 
 
 _PACKAGE_FEEDFORWARD = 2048
@@ -220,4 +217,6 @@ def build_grounding(config: Sam2Config) -> Grounding:
         # The package fixes this width in its code, at a size that would be a third of a tiny model.
         for layer in model.sam_mask_decoder.transformer.layers:
             layer.mlp = MLP(config.width, config.decoder_feedforward, config.width, num_layers=2)
+    if config.two_decoders:
+        model.propagation_decoder = deepcopy(model.sam_mask_decoder)
     return model

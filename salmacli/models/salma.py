@@ -32,6 +32,14 @@ class Language:
     words: Tensor
     valid: Tensor
 
+    def at(self, objects: Tensor | slice) -> Language:
+        """Chosen objects, in that order and as often as named: (P,) indices or a slice."""
+        return Language(self.seg[objects], self.words[objects], self.valid[objects])
+
+    def where(self, chosen: Tensor, other: Language) -> Language:
+        """These objects where `chosen` (O,) is True, the other's of the same words elsewhere."""
+        return replace(self, seg=torch.where(chosen[:, None], self.seg, other.seg))
+
     def mean_word(self) -> Tensor:
         """(O, C), zeros where there is no word."""
         return (self.words * self.valid.unsqueeze(-1)).sum(1) / self.valid.sum(1, keepdim=True).clamp(min=1)
@@ -112,27 +120,31 @@ class Salma(nn.Module):
         """Visual pre-pass without language: (F, S/4, S/4) mask logits."""
         return self.grounding.decode(frames, None, self.config.mask_token == "best-of-three").logits
 
-    def decode(
-        self, frames: Decodable, prior: Tensor | None, language: Language, frame_of: Tensor, object_of: Tensor
-    ) -> Masks:
-        """Masks of chosen (frame, object) pairs. Training and prediction both come through here.
+    def attend(self, rows: Decodable, language: Language, prior: Tensor | None) -> Decodable:
+        """Let image features attend to the words, where there is a CMA.
 
         Args:
-            frames: F of them.
-            prior: (F, S/4, S/4) of the same frames, needed when there is a CMA.
-            language: of O objects.
-            frame_of, object_of: (P,) indices.
+            rows: P frames, one per mask.
+            language: of P objects.
+            prior: (P, S/4, S/4) logits of where objects are; needed when there is a CMA.
         """
-        rows, seg = frames.at(frame_of), language.seg[object_of]
-        if self.cma is not None and prior is not None:
-            # The prior guides and is not taught by what it guides: a gradient would let language into it.
-            size = rows.image.shape[-2:]
-            small = F.interpolate(
-                prior.detach().float().unsqueeze(1), size, mode="bilinear", align_corners=False, antialias=True
-            )
-            words, valid = language.words[object_of], language.valid[object_of]
-            rows = replace(rows, image=self.cma(rows.image, words, valid, seg, small[frame_of, 0].to(seg.dtype)))
-        return self.grounding.decode(rows, seg, self.config.mask_token == "best-of-three")
+        if self.cma is None or prior is None:
+            return rows
+        # The prior guides and is not taught by what it guides: a gradient would let language into it.
+        small = F.interpolate(
+            prior.detach().float().unsqueeze(1),
+            rows.image.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )[:, 0]
+        seg = language.seg
+        return replace(rows, image=self.cma(rows.image, language.words, language.valid, seg, small.to(seg.dtype)))
+
+    def decode(self, rows: Decodable, language: Language, prior: Tensor | None) -> Masks:
+        """Masks of P pairs of frame and object; arguments as of `attend`. Training and prediction come through here."""
+        rows = self.attend(rows, language, prior)
+        return self.grounding.decode(rows, language.seg, self.config.mask_token == "best-of-three")
 
     def forward(self, batch: Batch) -> Outputs:
         """One training step's computation."""
@@ -146,7 +158,8 @@ class Salma(nn.Module):
         features = self.grounding.encode(batch.sam_pixels)
         sights = self.grounding.decodable(features)
         prior = self.prior(sights) if self.cma is not None else None
-        masks = self.decode(sights, prior, language, batch.frame_of, batch.object_of)
+        rows = sights.at(batch.frame_of)
+        masks = self.decode(rows, language.at(batch.object_of), None if prior is None else prior[batch.frame_of])
         # The token at a position is predicted from the one before it; only answers have labels.
         asked = batch.labels[:, 1:] >= 0
         vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])

@@ -13,10 +13,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from salmacli.engine.prediction.settings import told
 from salmacli.engine.scoring.comparison import Comparison
 
 LABELS = {"JF": "J&F", "N_acc": "N-acc", "T_acc": "T-acc", "A_rle": "A (0/1)", "R_rle": "R (0/1)"}
 NONE = "–"
+REASONS = {
+    "no-seg": ("answer without [SEG]", "answers without [SEG]"),
+    "several-seg": ("answer with several [SEG]", "answers with several [SEG]"),
+    "empty": ("expression without any mask", "expressions without any mask"),
+}
 
 
 def percent(score: float | None) -> str:
@@ -33,14 +39,15 @@ def _cells(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[str]:
 
 
 def _what(results: Mapping[str, Any]) -> str:
-    """Benchmark, split, protocol and mode in a line."""
+    """Benchmark, split, protocol, mode and unusual settings in a line."""
     what = f"{results['benchmark']} {results['split']}"
     protocol = results.get("protocol", {}).get("name", "default")
     if protocol != "default" and protocol not in what:
         what += f", {protocol}"
     if results.get("synthetic"):
         what += " (synthetic)"
-    return f"{what}, mode {results['mode']}" if results.get("mode") else what
+    mode = [f"mode {results['mode']}"] if results.get("mode") else []
+    return ", ".join([what, *mode, *told(results.get("settings") or {})])
 
 
 def results_table(results: Mapping[str, Any], rows: pd.DataFrame | None = None) -> Group:
@@ -236,7 +243,12 @@ def _counted(counts: Mapping[str, Any]) -> str:
     frames = "object-frames" if "objects" in counts else "expression-frames"
     parts = [f"{counts['videos']} videos", f"{counts['frames']} {frames}"]
     for reason, number in counts.get("fallbacks", {}).items():
-        parts.append(f"{number} fall-backs ({reason})")
+        one, several = REASONS.get(reason, (f"fall-back ({reason})", f"fall-backs ({reason})"))
+        parts.append(f"{number} {one if number == 1 else several}")
+    if counts.get("empty_frames"):
+        by = counts.get("fallback", "none")
+        filled = "" if by == "none" else f" ({counts.get('filled_frames', 0)} filled by: {by})"
+        parts.append(f"{counts['empty_frames']} expression-frames without a mask{filled}")
     for key, words in (
         ("missing", "missing masks"),
         ("extra", "masks nobody asked for"),

@@ -89,6 +89,37 @@ def training(released: Path) -> Training:
     return content
 
 
+@pytest.fixture(scope="session")
+def sam2_file(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes the SAM 2 that `released` was made of: in float32, with a mask decoder of its own.
+
+    ``noise`` is how far that decoder is from the released one, ``change`` may alter what is written. The sizes lie in
+    ``sizes.json`` beside the file.
+    """
+
+    def write(noise: float = 0.1, change: Callable[[dict[str, Tensor]], object] | None = None) -> Path:
+        prefix, random = "grounding_encoder.sam2_model.", torch.Generator().manual_seed(5)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in load_file(released / "model.safetensors").items():
+            if name.startswith(prefix):
+                own = name.removeprefix(prefix).replace(".g_weight", ".gamma")
+                # Less than half of bfloat16's last digit: the released model is this one, rounded.
+                digits = 1 + (torch.rand(tensor.shape, generator=random) - 0.5) / 1024
+                tensors[own] = tensor.float() * digits
+                if own.startswith("sam_mask_decoder."):
+                    scale = noise * (tensor.float().abs().mean() + 0.01)
+                    tensors[own] += scale * torch.randn(tensor.shape, generator=random)
+        if change is not None:
+            change(tensors)
+        folder = tmp_path_factory.mktemp("sam2")
+        torch.save({"model": tensors}, folder / "sam2.pt")
+        sizes = json.loads((released / "config.json").read_text())["salma"]["sam2"]
+        (folder / "sizes.json").write_text(json.dumps(sizes))
+        return folder / "sam2.pt"
+
+    return write
+
+
 @pytest.fixture
 def training_file(training: Training, tmp_path: Path) -> Path:
     """One such file."""

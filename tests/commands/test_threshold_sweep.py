@@ -104,9 +104,10 @@ def test_json_and_the_number_of_thresholds(run):
 def test_missing_logits_are_predicted_and_said(run, monkeypatch):
     asked = []
 
-    def ensure_predictions(run, benchmark, mode, *, save_logits, progress):
-        asked.append((run.name, benchmark.name, mode, save_logits))
-        folder = run.eval_folder("mevis", "frames") / "predictions"
+    def ensure_predictions(run, benchmark, settings, *, save_logits, progress):
+        asked.append((run.name, benchmark.name, settings.window, save_logits))
+        folder = run.eval_folder("mevis", f"frames+window={settings.window}" if settings.window else "frames")
+        folder /= "predictions"
         predict(folder, benchmark)
         return folder, {}
 
@@ -115,10 +116,14 @@ def test_missing_logits_are_predicted_and_said(run, monkeypatch):
     predictor.ensure_predictions = ensure_predictions
     monkeypatch.setitem(sys.modules, predictor.__name__, predictor)
     found = call()
-    assert asked == [("a", "mevis", "frames", True)]
+    assert asked == [("a", "mevis", None, True)]
     assert "no saved logits of the newest checkpoint" in found.stderr
     call()
     assert len(asked) == 1
+    for _ in range(2):  # another way to predict has another folder
+        call("--set", "window=64", "--fallback", "none")
+        assert asked[1:] == [("a", "mevis", 64, True)]
+    assert (run.eval_folder("mevis", "frames+window=64") / "threshold_sweep.json").exists()
 
 
 def test_without_a_run_it_says_how_to_make_one(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from salmacli.config.loading import load_config, preset_names, read_preset
+from salmacli.config.loading import load_config, load_predict, preset_names, read_preset
 from salmacli.errors import ConfigError, UsageError
 
 
@@ -34,6 +34,31 @@ def test_numbers_that_yaml_takes_for_texts_are_numbers():
     assert load_config("tiny", ["train.learning_rate=1e-4"]).train.learning_rate == 1e-4
 
 
+def test_off_is_a_word_and_not_a_boolean():
+    assert load_config("tiny", ["model.cma.mba=off", "model.cma.enabled=true"]).model.cma.mba == "off"
+
+
+def test_prediction_takes_named_settings_and_texts():
+    settings = load_predict(["window=64", "cma.frames=all", "cma.temporal_prior=true"], mode="frames", fallback=None)
+    assert (settings.mode, settings.window, settings.cma.frames, settings.fallback) == ("frames", 64, "all", "none")
+    assert settings.cma.temporal_prior is True
+    assert load_predict(["mode=sa2va"], mode="frames").mode == "sa2va"
+
+
+def test_all_errors_of_prediction_come_at_once_with_a_near_name():
+    with pytest.raises(ConfigError) as caught:
+        load_predict(["windw=64", "cma.frame=all", "memories=0"], fallback="before")
+    message = str(caught.value)
+    for part in ("4 wrong", "windw is unknown, did you mean window?", "cma.frame is unknown, did you mean frames?"):
+        assert part in message
+    assert "memories = 0" in message and "fallback = 'before'" in message and message.endswith("mend them with --set")
+    with pytest.raises(ConfigError, match="overlap = 8 is not below window = 8"):
+        load_predict(["window=8"])
+    for text in ("window", "window.x.y=3", "=3"):
+        with pytest.raises((UsageError, ConfigError)):
+            load_predict([text])
+
+
 def test_settings_are_frozen():
     config = load_config("tiny")
     with pytest.raises(ValueError, match="frozen"):
@@ -63,7 +88,7 @@ def test_pretrained_presets_name_their_bases_and_train_as_designed(size):
     config = load_config(f"salma-{size}")
     assert config.model.mllm.base == f"OpenGVLab/InternVL2_5-{size.upper()}"
     assert config.model.sam2.base == "facebook/sam2-hiera-large"
-    assert config.model.inference_mode == "consistent"
+    assert config.model.inference_mode == "consistent" and config.model.sam2.two_decoders
     train, losses = config.train, config.losses
     assert train.batch_size * train.accumulate * 8 == 256
     assert (train.learning_rate, train.betas, train.weight_decay) == (4e-5, (0.9, 0.999), 0.05)

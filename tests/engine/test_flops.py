@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from salmacli.config.loading import load_config
-from salmacli.config.schema import MllmConfig
-from salmacli.data.conversation import QWEN_VL
-from salmacli.engine.flops import Cost, count, measure
+from salmacli.config.schema import AttentionInPrediction, MllmConfig, PredictConfig
+from salmacli.data.conversation import QWEN_VL, branch, prefix
+from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.engine.flops import EXPRESSION, Cost, count, measure
 from salmacli.models.salma import Salma
 from salmacli.models.tokenizer import build_tokenizer
 
@@ -63,7 +64,8 @@ def test_every_part_is_there_and_costs_something(costs: dict[str, Cost]) -> None
     expected = [
         "vision tower",
         "vision-language projector",
-        "language model",
+        "LLM prefix",
+        "LLM answer",
         "language head",
         "text projector",
     ]
@@ -91,12 +93,46 @@ def test_runs_follow_the_inference_mode(costs: dict[str, Cost], tiny_model) -> N
     model = copy.deepcopy(tiny_model)
     model.config = model.config.model_copy(update={"inference_mode": "consistent"})
     runs = {cost.part: cost.runs for cost in measure(model, frames=10)}
-    assert (runs["CMA"], runs["mask decoder"], runs["memory attention"], runs["memory encoder"]) == (
-        4,
-        10,
-        6,
-        10,
-    )
+    # Key frames are decoded a second time, from their masks, as SAM 2 does with a mask that it is given.
+    assert runs["mask decoder"] == 10 + 4
+    assert (runs["CMA"], runs["memory attention"], runs["memory encoder"]) == (4, 6, 10)
+
+
+def test_runs_follow_the_settings(tiny_model) -> None:
+    """Two windows of 6 frames that share 2."""
+    settings = PredictConfig(mode="sa2va", window=6, overlap=2, key_frames=3, cma=AttentionInPrediction(frames="all"))
+    runs = {cost.part: cost.runs for cost in measure(copy.deepcopy(tiny_model), frames=10, settings=settings)}
+    assert runs["SAM 2 image encoder"] == 10
+    assert (runs["vision tower"], runs["LLM prefix"], runs["LLM answer"]) == (6, 2, 2)
+    assert (runs["mask decoder"], runs["memory attention"], runs["CMA"]) == (12, 6, 12)
+
+
+def test_fewer_memories_cost_less(tiny_model) -> None:
+    def reading(**settings: int) -> int:
+        costs = measure(copy.deepcopy(tiny_model), frames=20, settings=PredictConfig(mode="consistent", **settings))
+        return next(cost.flops for cost in costs if cost.part == "memory attention")
+
+    one = reading(conditioning=2, memories=2) - reading(conditioning=1, memories=2)
+    assert one > 0
+    assert one == reading(conditioning=1, memories=3) - reading(conditioning=1, memories=2)
+    assert reading() == reading(conditioning=1, memories=1) + (3 + 5) * one
+
+
+def test_the_language_model_by_hand(costs: dict[str, Cost], tiny_model) -> None:
+    """A question's tokens attend to the frames' without computing them again."""
+    text = tiny_model.mllm.model.config.text_config
+    width, head = text.hidden_size, text.hidden_size // text.num_attention_heads
+    keys = 2 * width * head * text.num_key_value_heads
+    projections = 2 * (2 * width * width + keys + 3 * width * text.intermediate_size) * text.num_hidden_layers
+
+    def of(tokens: int, seen: int) -> int:
+        return tokens * projections + 4 * tokens * seen * width * text.num_hidden_layers
+
+    mllm = tiny_model.mllm
+    start = len(prefix(tiny_model.tokenizer, mllm.chat, [mllm.tokens_per_frame] * tiny_model.config.clip_frames))
+    asked = len(branch(tiny_model.tokenizer, mllm.chat, EXPRESSION, QUESTIONS[0], ANSWERS[0]).ids)
+    assert costs["LLM prefix"].flops == of(start, start)
+    assert costs["LLM answer"].flops == of(asked, start + asked)
 
 
 def test_cma_by_hand(costs: dict[str, Cost], tiny_model) -> None:

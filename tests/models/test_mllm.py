@@ -195,7 +195,7 @@ def test_cached_answers_have_the_states_of_one_pass_over_the_whole_text(mllm, to
     said = torch.tensor(answer_ids(tokenizer, "It is the square, [SEG]."))
     with torch.no_grad():
         frames = mllm.encode_frames(pixels_of(mllm, frames_of(mllm, 2)))
-        out = mllm.answer(start, frames, questions, max_new_tokens=4, forced=[None, said])
+        out = mllm.answer(mllm.read(start, frames), questions, max_new_tokens=4, forced=[None, said])
         assert out.ids[1] == tuple(said[:-1].tolist()), "forced answers are neither cut nor changed"
         assert len(out.ids[0]) <= 4
         for row, question in enumerate(questions):

@@ -104,7 +104,7 @@ def test_answers_go_on_one_prefix_as_if_alone(model):
     questions = [torch.from_numpy(branch(tokenizer, INTERNVL, text, QUESTIONS[0], None).ids) for text in TEXTS]
     with torch.no_grad():
         frames = mllm.encode_frames(pixels)
-        out = mllm.answer(start, frames, questions, max_new_tokens=5)
+        out = mllm.answer(mllm.read(start, frames), questions, max_new_tokens=5)
         for row, question in enumerate(questions):
             ids = torch.cat([start, question])[None]
             attention = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
@@ -130,8 +130,7 @@ def test_prior_is_detached_from_the_attention(model):
     features = model.grounding.encode(torch.randn(1, 3, 128, 128))
     prior = torch.randn(1, 32, 32, requires_grad=True)
     language = model.language(torch.randn(1, 128), torch.randn(1, 3, 128), torch.ones(1, 3, dtype=torch.bool))
-    index = torch.zeros(1, dtype=torch.long)
-    model.decode(model.grounding.decodable(features), prior, language, index, index).logits.sum().backward()
+    model.decode(model.grounding.decodable(features), language, prior).logits.sum().backward()
     assert prior.grad is None
 
 

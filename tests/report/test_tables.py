@@ -70,13 +70,33 @@ def test_percent():
     ]
 
 
+def test_fall_backs_are_told_in_words():
+    fallbacks = {"empty": 12, "no-seg": 3, "several-seg": 1, "strange": 2}
+    counts = {**results()["counts"], "fallbacks": fallbacks, "missing": 0}
+    words = (
+        "12 expressions without any mask, 3 answers without [SEG], 1 answer with several [SEG], 2 fall-backs (strange)"
+    )
+    assert text_of(results_table(results(counts=counts)), 200).rstrip().endswith(words)
+    counted = {**counts, "fallback": "previous", "empty_frames": 288, "filled_frames": 280}
+    text = text_of(results_table(results(counts=counted)), 300)
+    assert f"{words}, 288 expression-frames without a mask (280 filled by: previous)" in text
+    counted = {**counts, "fallback": "none", "empty_frames": 288, "filled_frames": 0}
+    assert text_of(results_table(results(counts=counted)), 300).rstrip().endswith("without a mask")
+
+
+def test_unusual_settings_stand_beside_the_mode():
+    settings = {"fallback": "prior", "cma.temporal_prior": True}
+    title = " ".join(text_of(results_table(results(settings=settings))).split())
+    assert "mode frames, fallback=prior, cma.temporal_prior=true, %" in title
+
+
 def test_one_evaluation():
     text = text_of(results_table(results()))
     assert "mevis valid_u (synthetic), mode frames, %" in text
     for word in ("J&F", "71.2", "75.6", "category: motion", "distractor: no", "37.5"):
         assert word in text
     assert "kind" not in text  # a single kind says nothing
-    assert "3 videos, 36 expression-frames, 1 fall-backs (no-seg), 2 missing masks" in text
+    assert "3 videos, 36 expression-frames, 1 answer without [SEG], 2 missing masks" in text
     assert "synthetic" not in text_of(results_table(results(synthetic=False)))
 
 

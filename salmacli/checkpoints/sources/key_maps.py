@@ -20,6 +20,9 @@ MLLM, GROUNDING, SA2VA_SAM2 = "mllm.model.", "grounding.", "grounding_encoder.sa
 EMBEDDING, HEAD = MLLM + "model.language_model.embed_tokens.weight", MLLM + "lm_head.weight"
 VOCABULARY = (EMBEDDING, HEAD)  # tensors that get rows when tokens are added
 
+# The only tensor that models have in their files and compute positions with; of them rounding takes whole degrees.
+TABLES = (GROUNDING + "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",)
+
 _VISION = "model.vision_tower.encoder.layer.{n}."
 _LAYER = "model.language_model.layers.{n}."
 # {n} is a number, {p} weight or bias, {q} q, k or v; {a} and {m} are members of a Llama-like attention and MLP.
@@ -195,8 +198,9 @@ def salma_to_sa2va(tensors: Tensors, heads: Heads | None = None) -> dict[str, La
     mllm = {name.removeprefix(MLLM): tensors[name] for name in tensors if name.startswith(MLLM)}
     sam2 = {name.removeprefix(GROUNDING): tensors[name] for name in tensors if name.startswith(GROUNDING)}
     projector = {name: tensors[name] for name in tensors if _TEXT_HIDDEN_FCS.fullmatch(name)}
-    kept = (MLLM, GROUNDING, *projector)
-    _no_leftovers([name for name in tensors if not name.startswith(kept)], "a released Sa2VA")
+    others = [name for name in tensors if not name.startswith((MLLM, GROUNDING, *projector))]
+    others += [GROUNDING + name for name in sam2 if not _SAM2_PARTS.match(name)]
+    _no_leftovers(others, "a released Sa2VA")
     return _merged(
         native_to_internvl(mllm, heads),
         {SA2VA_SAM2 + _SCALE.sub(r"\1.g_weight", name): tensor for name, tensor in sam2.items()},

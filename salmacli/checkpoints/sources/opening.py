@@ -206,7 +206,7 @@ def _sam2_config(
             raise
         raise CheckpointError(str(error)) from error  # it came with the model
     check_sam2(config, tensors, where)
-    return config.model_copy(update={"base": None}), notes
+    return config.model_copy(update={"base": None, "two_decoders": False}), notes  # of a file with one decoder
 
 
 def _head(

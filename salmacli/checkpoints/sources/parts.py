@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.layouts import Layout
+from salmacli.config.files import sha256
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,9 @@ class Parts:
     tokenizer: Mapping[str, bytes]
     tensors: Mapping[str, LazyTensor]
     notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Who it is: its name, layout and the SHA-256 of its files, which are read once."""
+        files = {file.name: sha256(file) for file in self.files}
+        return {"name": self.name, "layout": self.layout.name.lower(), "files": files}

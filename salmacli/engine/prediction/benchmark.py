@@ -2,125 +2,277 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from salmacli.checkpoints.load import CheckpointInfo, load_checkpoint
-from salmacli.config.files import write_json
+from salmacli.checkpoints.load import CheckpointInfo, config_of, load_checkpoint, open_checkpoint
+from salmacli.config.files import read_json
+from salmacli.config.schema import ModelConfig, PredictConfig
 from salmacli.data.benchmarks import Benchmark
-from salmacli.data.frames import read_frame
-from salmacli.engine.prediction.folder import SCHEMA, claim, done, write
+from salmacli.data.records import Video
+from salmacli.engine.prediction.folder import RECORD, SCHEMA, claim, done, finish, refuse_failed, same, write
 from salmacli.engine.prediction.predictor import Predictor
+from salmacli.engine.prediction.settings import changed, changing, label, resolved, speed
+from salmacli.engine.prediction.shares import Group, group, share
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.sources import describe
-from salmacli.errors import UsageError
+from salmacli.errors import DataError, SalmaError, UsageError
 from salmacli.models.salma import Salma
+
+# (checkpoint, settings with their precision, device, who is told) → the predictor
+Load = Callable[[Path, PredictConfig, torch.device, Progress], Predictor]
+_NAMED = 3  # in a message
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is predicted, by what, how and where; made without the model's weights.
+
+    Attributes:
+        benchmark: What is read.
+        info: The checkpoint.
+        model: Its model's config.
+        settings: As the user gave them.
+        run: Whose checkpoint it is; None for one of no run.
+    """
+
+    benchmark: Benchmark
+    info: CheckpointInfo
+    model: ModelConfig
+    settings: PredictConfig
+    run: RunFolder | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the predictions."""
+        how = label(self.settings, self.model)
+        if self.run is not None:
+            return self.run.eval_folder(self.benchmark.name, how) / "predictions"
+        place = self.info.path if self.info.path.is_dir() else self.info.path.with_suffix("")
+        return place / "eval" / self.benchmark.name / how / "predictions"
+
+    def origin(self) -> dict[str, Any]:
+        """``run`` and ``config`` for the results; the predictions themselves say the rest."""
+        cma = self.model.cma
+        config = {"cma": cma.enabled, "topk": cma.topk, "mba": cma.mba, "seed": self.info.run_config.get("seed")}
+        return {"run": self.run.name if self.run else None, "config": config}
+
+    def record(self) -> dict[str, Any]:
+        """What ``prediction.json`` says, but for the precision; reads the whole checkpoint for its hash."""
+        settings = resolved(self.settings, self.model)
+        record = {
+            "schema": SCHEMA,
+            "benchmark": self.benchmark.name,
+            "split": self.benchmark.split,
+            "mode": settings.mode,
+            "synthetic": self.benchmark.synthetic,
+            "data": describe([self.benchmark])[0]["sha256"],
+            "checkpoint": self.info.record(),
+            "settings": changed(self.settings, self.model),
+            "resolved": changing(settings),
+            "speed": speed(settings),
+        }
+        if settings.mode == "sa2va":
+            record["by_side"] = self.model.sam2.image_size  # who reads the logits must go the same way
+        return record
+
+
+def plan(run: RunFolder | None, benchmark: Benchmark, settings: PredictConfig, checkpoint: Path | None = None) -> Job:
+    """Find out what is to be predicted, and whatever is wrong with it that shows without the model.
+
+    Args:
+        run: Gives the checkpoint, its newest, and the folder.
+        benchmark: What to predict.
+        settings: How.
+        checkpoint: Instead of a run; its evaluations lie in its own folder.
+
+    Raises:
+        UsageError: Both or none of run and checkpoint are named.
+        DataError: An expression is empty.
+        ConfigError: The settings contradict each other in the model's mode.
+        CheckpointError: There is no such checkpoint, or it is broken.
+    """
+    empty = [f"{v.name}/{e.id}" for v in benchmark.videos for e in v.expressions if not e.text.strip()]
+    if empty:
+        more = ", …" if len(empty) > _NAMED else ""
+        raise DataError(
+            f"{len(empty)} expressions of {benchmark.name} {benchmark.split} in {benchmark.root} are empty:"
+            f" {', '.join(empty[:_NAMED])}{more}",
+            "write what they mean, or take them out",
+        )
+    info, contents = open_checkpoint(_checkpoint(run, checkpoint))
+    job = Job(benchmark, info, config_of(contents, info.path), settings, run)
+    resolved(settings, job.model)
+    return job
 
 
 def predict_benchmark(
-    predictor: Predictor,
-    benchmark: Benchmark,
-    folder: Path,
-    *,
-    checkpoint: dict[str, Any],
-    save_logits: bool = False,
-    progress: Progress | None = None,
+    job: Job, *, save_logits: bool = False, progress: Progress | None = None, load: Load | None = None
 ) -> None:
-    """Predict what is not in `folder` yet, one file per video.
+    """Predict what is not on disk yet, one file per video; other processes of the same launch do their share.
+
+    What another checkpoint, split or setting left in the folder is set aside, and said. A video that cannot be
+    predicted is written down there, and the others go on; see :func:`refuse_failed`.
 
     Args:
-        predictor: model and mode.
-        benchmark: what to read.
-        folder: the predictions folder. What another checkpoint, split or mode left there is set aside, and said.
-        checkpoint: path, step and hash of the model, written beside the predictions.
-        save_logits: also keep the mask logits, which `threshold-sweep` needs.
-        progress: who is told.
-    """
-    progress = progress or Silent()
-    record = {
-        "schema": SCHEMA,
-        "benchmark": benchmark.name,
-        "split": benchmark.split,
-        "mode": predictor.mode,
-        "synthetic": benchmark.synthetic,
-        "data": describe([benchmark])[0]["sha256"],
-        "checkpoint": checkpoint,
-    }
-    if predictor.mode == "sa2va":
-        record["by_side"] = predictor.model.config.sam2.image_size  # who reads the logits must go the same way
-    claim(folder, record, progress)
-    open_videos = [video for video in benchmark.videos if not done(folder, video, save_logits)]
-    total = sum(len(video.expressions) for video in benchmark.videos)
-    left = sum(len(video.expressions) for video in open_videos)
-    progress.start(f"predicting {benchmark.name}", total, total - left)
-    try:
-        for video in open_videos:
-            frames = [read_frame(benchmark.frame_path(video, frame)) for frame in video.frames]
-            texts = [expression.text for expression in video.expressions]
-            tracks = predictor.video(frames, texts, still=benchmark.still)
-            write(folder, video, tracks, save_logits)
-            progress.advance(len(tracks))
-    finally:
-        progress.finish()
-    write_json(folder / "prediction.json", {**record, "complete": True})
-
-
-def load_model(run: RunFolder | None, checkpoint: Path | None) -> tuple[Salma, CheckpointInfo]:
-    """The named checkpoint, or the newest of a run, on the best device there is.
+        job: Of :func:`plan`.
+        save_logits: Also keep the mask logits, which `threshold-sweep` needs.
+        progress: Who is told; of several processes only the main one tells.
+        load: Makes the predictor, which is asked for only when a video is open.
 
     Raises:
-        UsageError: both are named.
+        SalmaError: What stopped a process, in all of them.
     """
-    if run is not None and checkpoint is not None:
-        raise UsageError("--run and --checkpoint both say which model", "give one of them")
-    if checkpoint is None:
-        if run is None:
-            raise ValueError("a run or a checkpoint")
-        checkpoint = run.newest_checkpoint()
-    return load_checkpoint(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    with group() as here:
+        told = progress if progress is not None and here.main else Silent()
+        # One process decides: the others may see files that it has written meanwhile, or a newer checkpoint.
+        claimed = here.together(lambda: _claim(job, here.device, save_logits, told) if here.main else ({}, set()))
+        record, names = claimed[0]
+        left = [video for video in job.benchmark.videos if video.name in names]
+        order = share([len(video.frames) * len(video.expressions) for video in left], here.ranks)[here.rank]
+        mine = [left[position] for position in order]
+        failed = here.together(lambda: _predict(job, mine, record, here, save_logits, told, load))
+        if here.main:
+            reasons = {name: reason for of_one in failed for name, reason in of_one.items()}
+            finish(job.folder, record, {video.name: reasons[video.name] for video in left if video.name in reasons})
+        here.gather(None)  # nobody leaves before the record is whole
 
 
 def ensure_predictions(
     run: RunFolder | None,
     benchmark: Benchmark,
-    mode: str | None = None,
+    settings: PredictConfig = PredictConfig(),  # noqa: B008 - it is frozen
     *,
     checkpoint: Path | None = None,
     save_logits: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Predict whatever a run's evaluation folder lacks.
-
-    Args:
-        run: gives the checkpoint and the folder.
-        benchmark: what to predict.
-        mode: None takes the model's own.
-        checkpoint: instead of a run; its evaluations lie in its own folder.
-        save_logits: see `predict_benchmark`.
-        progress: who is told.
+    """Predict whatever an evaluation's folder lacks; see :func:`plan` and :func:`predict_benchmark`.
 
     Returns:
-        The predictions folder, and ``run``, ``checkpoint`` and ``config`` for the results.
+        The predictions folder, and ``run`` and ``config`` for the results.
+
+    Raises:
+        DataError: Videos could not be predicted; the others are there.
     """
-    model, info = load_model(run, checkpoint)
-    predictor = Predictor(model, mode or model.config.inference_mode)  # type: ignore[arg-type]
-    if run is not None:
-        folder = run.eval_folder(benchmark.name, predictor.mode)
+    job = plan(run, benchmark, settings, checkpoint)
+    predict_benchmark(job, save_logits=save_logits, progress=progress)
+    refuse_failed(job.folder, benchmark.name)
+    return job.folder, job.origin()
+
+
+def load_model(
+    run: RunFolder | None,
+    checkpoint: Path | None,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    device: str | torch.device | None = None,
+) -> tuple[Salma, CheckpointInfo]:
+    """The named checkpoint, or the newest of a run.
+
+    Args:
+        run: See `checkpoint`; one of the two.
+        checkpoint: A folder, a file or a hub id.
+        precision: Of the weights; auto is bf16 where the device computes in it.
+        device: None takes the best one there is.
+
+    Raises:
+        UsageError: Both or none are named.
+        CheckpointError: It cannot be loaded.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if _precision(precision, device) == "bf16" else torch.float32
+    return load_checkpoint(_checkpoint(run, checkpoint), device, dtype)
+
+
+def _checkpoint(run: RunFolder | None, checkpoint: Path | None) -> Path:
+    if (run is None) == (checkpoint is None):
+        raise UsageError("a run or a checkpoint says which model", "give one of --run and --checkpoint")
+    return run.newest_checkpoint() if run is not None else checkpoint  # type: ignore[return-value]
+
+
+def _precision(precision: str, device: torch.device) -> str:
+    """Of the weights: fp32 or bf16."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _claim(job: Job, device: torch.device, save_logits: bool, progress: Progress) -> tuple[dict[str, Any], set[str]]:
+    """Take the folder; what its record says, and the names of the videos that are open."""
+    record = job.record()
+    resolved_settings = record["resolved"]
+    path = job.folder / RECORD
+    begun = read_json(path) if path.exists() else {}
+    best = _precision(job.settings.precision, device)
+    resolved_settings["precision"] = begun.get("resolved", {}).get("precision")
+    # What was begun in one precision goes on in it unless the user says otherwise, even on another device.
+    if job.settings.precision != "auto" or not same(begun, record):
+        resolved_settings["precision"] = best
+    claim(job.folder, record, progress)
+    left = {video.name for video in job.benchmark.videos if not done(job.folder, video, save_logits)}
+    if left and resolved_settings["precision"] != best:
+        progress.say(f"going on in {resolved_settings['precision']}, in which these predictions were begun")
+    return record, left
+
+
+def _predict(
+    job: Job,
+    videos: Sequence[Video],
+    record: dict[str, Any],
+    here: Group,
+    save_logits: bool,
+    progress: Progress,
+    load: Load | None,
+) -> dict[str, str]:
+    """Predict videos; the names of those that cannot be, and why."""
+    if not videos:
+        return {}
+    settings = job.settings.model_copy(update={"precision": record["resolved"]["precision"]})
+    predictor = (load or _load)(Path(record["checkpoint"]["path"]), settings, here.device, progress)
+    left = sum(len(video.frames) for video in videos)
+    if here.ranks > 1:
+        progress.start(f"predicting {job.benchmark.name}, frames of process 1 of {here.ranks}", left)
     else:
-        place = info.path if info.path.is_dir() else info.path.with_suffix("")
-        folder = place / "eval" / benchmark.name / predictor.mode
-    source = info.record()
-    predict_benchmark(
-        predictor,
-        benchmark,
-        folder / "predictions",
-        checkpoint=source,
-        save_logits=save_logits,
-        progress=progress,
-    )
-    cma = model.config.cma
-    config = {"cma": cma.enabled, "topk": cma.topk, "mba": cma.mba, "seed": info.run_config.get("seed")}
-    return folder / "predictions", {"run": run.name if run else None, "checkpoint": source, "config": config}
+        total = sum(len(video.frames) for video in job.benchmark.videos)
+        progress.start(f"predicting {job.benchmark.name}, frames", total, total - left)
+    failed = {}
+    try:
+        for video in videos:
+            reason = _predict_video(job, video, predictor, save_logits, progress)
+            if reason is not None:
+                failed[video.name] = reason
+    finally:
+        progress.finish()
+    return failed
+
+
+def _predict_video(job: Job, video: Video, predictor: Predictor, save_logits: bool, progress: Progress) -> str | None:
+    """Predict one video and write it, or say why that cannot be."""
+    seen = 0
+
+    def advance(frames: int) -> None:
+        nonlocal seen
+        seen += frames
+        progress.advance(frames)
+
+    try:
+        frames = job.benchmark.frames(video)
+        texts = [expression.text for expression in video.expressions]
+        tracks = predictor.video(frames, texts, keep_logits=save_logits, advance=advance) if texts else []
+        write(job.folder, video, frames.size, tracks, save_logits)
+    except SalmaError as error:
+        progress.say(f"{video.name} could not be predicted: {error}")
+        return str(error)
+    finally:
+        progress.advance(len(video.frames) - seen)
+    return None
+
+
+def _load(checkpoint: Path, settings: PredictConfig, device: torch.device, progress: Progress) -> Predictor:
+    model, _ = load_model(None, checkpoint, settings.precision, device)
+    return Predictor(model, settings, progress.say)

@@ -3,79 +3,141 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from salmacli.config.files import read_json, safe_name, write_atomic, write_json
-from salmacli.data import rle
+from salmacli.config.files import legible, read_json, safe_name, write_atomic, write_json
 from salmacli.data.records import Video
-from salmacli.engine.prediction.tracks import Track
 from salmacli.engine.progress import Progress
+from salmacli.errors import DataError
+
+if TYPE_CHECKING:
+    from salmacli.engine.prediction.tracks import Track
 
 SCHEMA = 1
+RECORD = "prediction.json"
+_NAMED = 3  # in a message
+_STALE = 3600  # seconds after which nobody writes a file any more
+# What the record says beside what makes predictions the same.
+_BESIDE = ("complete", "failed", "settings", "speed")
 
 
-def claim(folder: Path, record: dict[str, Any], progress: Progress) -> None:
-    """Make sure that what is in the folder was predicted as `record` says, or set it aside."""
-    path = folder / "prediction.json"
-    if path.exists():
-        if _identity(read_json(path)) == _identity(record):
-            return
+def claim(folder: Path, record: Mapping[str, Any], progress: Progress) -> None:
+    """Make the folder hold what was predicted as `record` says and nothing else; what it held before is set aside."""
+    path = folder / RECORD
+    if path.exists() and not same(read_json(path), record):
         aside = _free_name(folder)
         folder.rename(aside)
-        progress.say(f"{folder} held predictions of another checkpoint, split or data; they are now in {aside}")
+        progress.say(
+            f"{folder} held predictions of another checkpoint, split, data or settings; they are now in {aside}"
+        )
+    for part in folder.glob(".*.part"):  # what a kill left of a file
+        if time.time() - part.stat().st_mtime > _STALE:
+            part.unlink(missing_ok=True)
     write_json(path, {**record, "complete": False})
 
 
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """What makes predictions the same: not where the checkpoint lies, but what it holds."""
+def same(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of the same predictions: not where the checkpoint lies counts, but what it holds."""
+    return _identity(record) == _identity(other)
+
+
+def finish(folder: Path, record: Mapping[str, Any], failed: Mapping[str, str]) -> None:
+    """Write down that nothing is left to do, or which videos could not be predicted and why."""
+    reasons = {legible(name): legible(reason) for name, reason in failed.items()}
+    write_json(folder / RECORD, {**record, "complete": not failed, **({"failed": reasons} if failed else {})})
+
+
+def refuse_failed(folder: Path, benchmark: str) -> None:
+    """Stop where videos could not be predicted.
+
+    Raises:
+        DataError: It says how many, the first ones and why.
+    """
+    failed = read_json(folder / RECORD).get("failed", {})
+    if not failed:
+        return
+    first = "; ".join(f"{name} ({reason})" for name, reason in list(failed.items())[:_NAMED])
+    more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+    raise DataError(
+        f"{len(failed)} videos of {benchmark} could not be predicted: {first}{more}",
+        "mend them and run the same command again, which predicts only those; or score the others:"
+        f" salma eval {benchmark} --predictions {folder} --missing drop",
+    )
+
+
+def done(folder: Path, video: Video, save_logits: bool) -> bool:
+    """Whether a video is on disk, whole."""
+    # The logits are written first, so a video's JSON promises that they are whole.
+    kinds = ("json", "npz") if save_logits else ("json",)
+    return all(_file(folder, video, kind).exists() for kind in kinds)
+
+
+def write(
+    folder: Path, video: Video, size: tuple[int, int], tracks: Sequence[Track], save_logits: bool = False
+) -> None:
+    """Write one video.
+
+    Args:
+        folder: Of the predictions.
+        video: Its expressions are those of the tracks.
+        size: (height, width) of its frames.
+        tracks: One per expression.
+        save_logits: Also write ``<video>.npz``.
+    """
+    ids = [expression.id for expression in video.expressions]
+    if save_logits:
+        buffer = io.BytesIO()
+        logits = {name: track.logits for name, track in zip(ids, tracks, strict=True) if track.logits is not None}
+        np.savez_compressed(buffer, **logits)  # type: ignore[arg-type]
+        write_atomic(_file(folder, video, "npz"), buffer.getvalue())
+    write_json(_file(folder, video, "json"), video_record(video.name, size, video.frames, ids, tracks))
+
+
+def video_record(
+    name: str, size: tuple[int, int], frames: Sequence[str], expressions: Sequence[str], tracks: Sequence[Track]
+) -> dict[str, Any]:
+    """What the file of one video holds, masks as COCO counts.
+
+    Args:
+        name: Of the video.
+        size: (height, width) of its frames.
+        frames: Their names.
+        expressions: Id of each expression.
+        tracks: What was predicted for it.
+    """
+    return {
+        "schema": SCHEMA,
+        "video": name,
+        "size": list(size),
+        "frames": list(frames),
+        "expressions": {
+            key: {
+                "text": track.text,
+                "answer": track.answer,
+                **({"answers": list(track.answers)} if len(set(track.answers)) > 1 else {}),
+                "fallback": track.reason,
+                "empty_frames": track.empty,
+                "filled_frames": track.filled,
+                "masks": list(track.counts),
+            }
+            for key, track in zip(expressions, tracks, strict=True)
+        },
+    }
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = {key: value for key, value in record.get("checkpoint", {}).items() if key != "path"}
-    return {**{key: value for key, value in record.items() if key != "complete"}, "checkpoint": checkpoint}
+    return {**{key: value for key, value in record.items() if key not in _BESIDE}, "checkpoint": checkpoint}
 
 
 def _free_name(folder: Path) -> Path:
     return next(path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists())
 
 
-def done(folder: Path, video: Video, save_logits: bool) -> bool:
-    """Whether a video is on disk, whole."""
-    name = safe_name(video.name, "a video's name")
-    # The logits are written first, so a video's JSON promises that they are whole.
-    return (folder / f"{name}.json").exists() and (not save_logits or (folder / f"{name}.npz").exists())
-
-
-def write(folder: Path, video: Video, tracks: Sequence[Track], save_logits: bool) -> None:
-    """Write one video."""
-    name = safe_name(video.name, "a video's name")
-    if save_logits:
-        buffer = io.BytesIO()
-        arrays = {
-            expression.id: track.logits.cpu().numpy()
-            for expression, track in zip(video.expressions, tracks, strict=True)
-            if track.logits is not None
-        }
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_atomic(folder / f"{name}.npz", buffer.getvalue())
-    expressions = {}
-    for expression, track in zip(video.expressions, tracks, strict=True):
-        masks = track.masks()
-        fallback = "no-seg" if track.logits is None else None if masks.any() else "empty"
-        expressions[expression.id] = {
-            "text": expression.text,
-            "answer": track.answer,
-            "fallback": fallback,
-            "masks": [rle.encode(mask)["counts"] for mask in masks],
-        }
-    write_json(
-        folder / f"{name}.json",
-        {
-            "schema": SCHEMA,
-            "video": video.name,
-            "size": list(tracks[0].size) if tracks else [0, 0],
-            "frames": list(video.frames),
-            "expressions": expressions,
-        },
-    )
+def _file(folder: Path, video: Video, kind: str) -> Path:
+    return folder / f"{safe_name(video.name, 'a video name')}.{kind}"

@@ -1,155 +1,248 @@
-"""One video and its sentences → tracks."""
+"""One video and its sentences → tracks.
+
+Per window of a video the LLM reads the key frames once and answers every expression; then the frames stream by, each is
+encoded once, and all expressions are decoded from it. Nothing grows with the length of the video but the masks' run
+lengths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from salmacli.data.conversation import answer_ids, branch, prefix
-from salmacli.engine.prediction.sights import Mode, Shown, question, to_language, to_sam2
-from salmacli.engine.prediction.tracks import Track
+from salmacli.config.schema import PredictConfig
+from salmacli.data.frames import FrameSource, arrays
+from salmacli.data.templates import ANSWERS
+from salmacli.engine.prediction.asking import Conversation, Heard
+from salmacli.engine.prediction.batches import BatchSize
+from salmacli.engine.prediction.features import VideoFeatures
+from salmacli.engine.prediction.key_frames import choose
+from salmacli.engine.prediction.settings import resolved
+from salmacli.engine.prediction.sights import Mode, to_language
+from salmacli.engine.prediction.tracking import Tracker
+from salmacli.engine.prediction.tracks import Recorder, Track, reason_of
+from salmacli.engine.prediction.windows import NOTHING, Fade, FrameMasks, Window, windows
 from salmacli.errors import DataError, UsageError
-from salmacli.models.grounding import Decodable, FrameFeatures, Masks
-from salmacli.models.sa2va import propagate_as_sa2va
+from salmacli.models.grounding import Decodable, FrameFeatures
 from salmacli.models.salma import Language, Salma
-
-MAX_NEW_TOKENS = 32
-FRAMES_AT_ONCE = 16
-MASKS_AT_ONCE = 128
 
 
 class Predictor:
-    """Segments videos with one model in one mode.
+    """Segments videos with one model.
+
+    Mode "frames" decodes every frame with language; "consistent" decodes K evenly spread frames with language and
+    carries their masks to the others through SAM 2's memory; "sa2va" is the released Sa2VA: the first K frames, and its
+    own use of the memory.
 
     Args:
         model: in any state; it is put into evaluation mode.
-        mode: "frames" decodes every frame with language; "consistent" decodes K evenly spread frames with language and
-            carries their masks to the others through SAM 2's memory; "sa2va" is the released Sa2VA: the first K frames,
-            and its own use of the memory.
+        settings: what is null in them is the mode's or the model's own.
+        say: told when a batch had to be made smaller.
+
+    Attributes:
+        settings: the resolved ones.
 
     Raises:
-        UsageError: the weights are not float32.
+        ConfigError: the settings contradict the model's own mode.
+        UsageError: the model has no attention of the named kind.
     """
 
-    def __init__(self, model: Salma, mode: Mode) -> None:
-        if model.dtype != torch.float32:  # SAM 2 makes tensors of its own in float32, which do not mix with others
-            raise UsageError(f"prediction runs in float32, and the weights are {model.dtype}", "load them as float32")
-        self.model, self.mode = model.eval(), mode
+    def __init__(
+        self, model: Salma, settings: PredictConfig | None = None, say: Callable[[str], object] | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.settings = resolved(settings or PredictConfig(), model.config)
+        say = say or (lambda _: None)
+        self._frames = BatchSize(self.settings.frames_at_once, "frames", say)
+        self._expressions = BatchSize(self.settings.expressions_at_once, "expressions", say)
+        self._masks = BatchSize(self.settings.expressions_at_once, "masks", say)
+        if self.settings.attention != "auto":
+            _attend_by(model, self.settings.attention)
+        if self.settings.compile:
+            for part in (
+                model.grounding.image_encoder,
+                model.grounding.sam_mask_decoder,
+                model.mllm.parts()["vision tower"],
+            ):
+                part.compile()
+
+    @property
+    def mode(self) -> Mode:
+        """How videos are predicted."""
+        return self.settings.mode  # type: ignore[return-value]  # resolved
 
     @torch.inference_mode()
     def video(
         self,
-        frames: Sequence[np.ndarray],
+        frames: FrameSource | Sequence[np.ndarray],
         texts: Sequence[str],
         *,
-        still: bool = False,
         answer: str | None = None,
+        keep_logits: bool = False,
+        advance: Callable[[int], object] | None = None,
     ) -> list[Track]:
         """Segment what each text means.
 
         Args:
-            frames: T times uint8 (H, W, 3), all of one size.
+            frames: a video or a picture, or T times uint8 (H, W, 3) of one size.
             texts: E expressions.
-            still: the one frame is a picture, not a video; mode "sa2va" then shows it to the LLM in tiles.
             answer: what the LLM answers, instead of its own words.
+            keep_logits: keep every frame's mask logits; they grow with the video.
+            advance: called with a number of frames as they are finished.
+
+        Returns:
+            One track per text.
 
         Raises:
-            DataError: there are no frames, or a text is empty.
+            DataError: there are no frames, one cannot be read, or a text is empty.
+            SalmaError: memory does not hold a single frame or expression.
         """
-        if not len(frames):
+        source = frames if isinstance(frames, FrameSource) else arrays(frames)
+        if not len(source):
             raise DataError("the video has no frames", "check the folder")
         if any(not text.strip() for text in texts):
             raise DataError("an expression is empty", "say what to segment")
-        shown = to_language(self.model, self.mode, frames, still)
-        language, answers, found = self._language(shown, texts, answer)
-        logits = self._logits(self._features(frames), language, list(shown.prompted))
-        size = (int(frames[0].shape[0]), int(frames[0].shape[1]))
-        return [
-            Track(
-                text=text,
-                answer=said,
-                logits=logits[row] if row is not None else None,
-                embedding=language.seg[row] if row is not None else None,
-                frames=len(frames),
-                size=size,
-                side=self.model.config.sam2.image_size,
-                by_side=self.mode == "sa2va",
-            )
-            for text, said, row in zip(texts, answers, _rows(found), strict=True)
-        ]
+        plan = windows(len(source), self.settings.window, self.settings.overlap or 0)
+        features = VideoFeatures(self.model, self.mode, source, self._frames, self.settings.readers)
+        side = self.model.config.sam2.image_size
+        through = side if self.mode == "sa2va" else None
+        recorder, fade = Recorder(len(texts), len(source), source.size, through, keep_logits), Fade(plan)
+        heard: list[Heard] = []
+        for index, window in enumerate(plan):
+            shared = range(plan[index + 1].start if index + 1 < len(plan) else window.stop, window.stop)
+            keys, conversation = self._read(features, source, window)
+            heard.append(conversation.ask(texts, answer))
+            spare = conversation.ask(texts, ANSWERS[0]).language if self.settings.fallback == "force-seg" else None
+            for number, masks in self._window(features, window, keys, shared, heard[-1], spare):
+                for finished, merged in fade.add(index, number, masks):
+                    recorder.put(finished, merged)
+                    if advance is not None:
+                        advance(1)
+            features.keep(shared)
+        recorder.finish()
+        if self.settings.fallback == "previous":
+            recorder.repeat_previous()
+        return [self._track(text, row, heard, recorder) for row, text in enumerate(texts)]
 
-    def _language(self, shown: Shown, texts: Sequence[str], answer: str | None) -> tuple[Language, list[str], Tensor]:
-        """Ask the LLM: language of the O expressions whose answer has a `[SEG]`, all answers, and which those are."""
-        model, device = self.model, self.model.device
-        mllm, tokenizer = model.mllm, model.tokenizer
-        start = torch.from_numpy(prefix(tokenizer, mllm.chat, shown.pictures)).to(device)
-        asked = [branch(tokenizer, mllm.chat, text, question(self.mode, text), None) for text in texts]
-        questions = [torch.from_numpy(one.ids).to(device) for one in asked]
-        forced = None if answer is None else [torch.tensor(answer_ids(tokenizer, answer), device=device)] * len(texts)
-        frames = mllm.encode_frames(shown.pixels.to(device))
-        out = mllm.answer(start, frames, questions, MAX_NEW_TOKENS, forced=forced)
-        columns = [torch.from_numpy(np.flatnonzero(one.words)).to(device) for one in asked]
-        padded = nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
-        rows = torch.arange(len(texts), device=device).unsqueeze(1)
-        words = out.words[rows, padded.clamp(min=0)]
-        language = model.language(out.seg[out.found], words[out.found], (padded >= 0)[out.found])
-        return language, [tokenizer.decode(ids).strip() for ids in out.ids], out.found
+    def _read(self, features: VideoFeatures, source: FrameSource, window: Window) -> tuple[list[int], Conversation]:
+        """Choose a window's key frames and show them to the LLM: their numbers, each once, and the conversation."""
+        seen: dict[int, np.ndarray] = {}
 
-    def _features(self, frames: Sequence[np.ndarray]) -> FrameFeatures:
-        """SAM 2 features of every frame, each computed once."""
-        chunks = [
-            self.model.grounding.encode(
-                to_sam2(self.model, self.mode, frames[start : start + FRAMES_AT_ONCE]).to(self.model.device)
-            )
-            for start in range(0, len(frames), FRAMES_AT_ONCE)
-        ]
-        return FrameFeatures(
-            torch.cat([chunk.stride4 for chunk in chunks]),
-            torch.cat([chunk.stride8 for chunk in chunks]),
-            torch.cat([chunk.stride16 for chunk in chunks]),
-            chunks[0].position,
+        def looks(numbers: Sequence[int]) -> Tensor:
+            spread = [window.start + number for number in numbers]
+            seen.update(features.hold(spread))
+            return features.at(spread).stride16.float().mean((2, 3))
+
+        settings = self.settings
+        count, how = settings.key_frames or 1, settings.choice or "uniform"
+        chosen = [window.start + n for n in choose(how, len(window), count, settings.cached_frames, looks)]
+        keys = sorted(set(chosen))
+        if self.mode != "frames":
+            seen.update(features.hold(keys))
+        pictures = [seen[number] if number in seen else source[number] for number in chosen]
+        shown = to_language(self.model, self.mode, pictures, source.still)
+        return keys, Conversation(self.model, self.mode, shown, self._expressions, settings.max_new_tokens)
+
+    def _window(
+        self,
+        features: VideoFeatures,
+        window: Window,
+        keys: Sequence[int],
+        keep: range,
+        heard: Heard,
+        spare: Language | None,
+    ) -> Iterator[tuple[int, FrameMasks]]:
+        """Masks of all E expressions in every frame of a window, with the fall-backs that need the model.
+
+        Args:
+            features: of the video.
+            window: its frames.
+            keys: those that the LLM read.
+            keep: frames whose features are held afterwards.
+            heard: the answers.
+            spare: language of forced answers, for fall-back "force-seg".
+        """
+        device = self.model.device
+        found = torch.tensor(heard.found, device=device)
+        language = heard.language if spare is None else heard.language.where(found, spare)
+        rows = (torch.ones_like(found) if spare is not None else found).nonzero().flatten()
+        if len(rows):
+            tracker = Tracker(self.model, self.settings, features, language.at(rows), self._masks)
+            frames = tracker.frames(window, keys, keep)
+        elif self.settings.fallback == "prior":
+            frames = self._unasked(features, window, keep)
+        else:
+            side = self.model.config.sam2.image_size // 4
+            nothing = FrameMasks.nothing(len(found), side, device)
+            yield from ((number, nothing) for number in window.numbers())
+            return
+        for number, frame, logits in frames:
+            whole = logits.new_full((len(found), *logits.shape[1:]), NOTHING)
+            whole[rows] = logits
+            yield number, self._filled(frame, whole, found, spare)
+
+    def _unasked(
+        self, features: VideoFeatures, window: Window, keep: range
+    ) -> Iterator[tuple[int, FrameFeatures, Tensor]]:
+        """Frames without any object."""
+        side = self.model.config.sam2.image_size // 4
+        for numbers, group in features.stream(window.numbers(), keep):
+            for row, number in enumerate(numbers):
+                yield number, group.at(slice(row, row + 1)), torch.zeros(0, side, side, device=self.model.device)
+
+    def _filled(self, frame: FrameFeatures, logits: Tensor, found: Tensor, spare: Language | None) -> FrameMasks:
+        """One frame's (E, S/4, S/4) logits with fall-backs in place of what is empty."""
+        empty = ~found | (logits.amax((1, 2)) <= 0)
+        fallback = self.settings.fallback
+        if fallback not in ("prior", "force-seg") or not bool(empty.any()):
+            return FrameMasks(logits, empty, torch.zeros_like(empty), found)
+        one = self.model.grounding.decodable(frame)
+        prior = self.model.prior(one).float()
+        if fallback == "prior":
+            logits = torch.where(empty[:, None, None], prior, logits)
+        elif spare is not None:
+            rows = (empty & found).nonzero().flatten()  # the others were decoded with it all along
+            for part in self._masks.over(
+                len(rows), lambda part: (rows[part], self._forced(one, prior, spare, rows[part]))
+            ):
+                logits = logits.index_copy(0, *part)
+        return FrameMasks(logits, empty, empty & (logits.amax((1, 2)) > 0), torch.ones_like(found))
+
+    def _forced(self, one: Decodable, prior: Tensor, spare: Language, rows: Tensor) -> Tensor:
+        """(P, S/4, S/4) logits of one frame, decoded with the language of forced answers."""
+        language = spare.at(rows)
+        image = one.image.expand(len(rows), -1, -1, -1)
+        return self.model.decode(
+            Decodable.of(image, one.fine), language, prior.expand(len(rows), -1, -1)
+        ).logits.float()
+
+    def _track(self, text: str, row: int, heard: Sequence[Heard], recorder: Recorder) -> Track:
+        found = [window.found[row] for window in heard]
+        embedding = next((window.language.seg[row] for window in heard if window.found[row]), None)
+        return Track(
+            text=text,
+            answers=tuple(window.answers[row] for window in heard),
+            size=recorder.size,
+            counts=recorder.counts[row],
+            reason=reason_of(found, [window.several[row] for window in heard], recorder.empty[row]),
+            empty=int(recorder.empty[row].sum()),
+            filled=int(recorder.filled[row].sum()),
+            logits=recorder.logits_of(row),
+            embedding=embedding,
+            side=self.model.config.sam2.image_size,
+            by_side=self.mode == "sa2va",
         )
 
-    def _logits(self, features: FrameFeatures, language: Language, prompted: list[int]) -> Tensor:
-        """(O, T, S/4, S/4) float32 mask logits of the expressions with a `[SEG]`."""
-        side, objects = self.model.config.sam2.image_size // 4, len(language.seg)
-        if not objects:
-            return torch.zeros(0, len(features), side, side)
-        given = self._prompted(features, language, prompted)
-        if self.mode == "sa2va":
-            best_of_three = self.model.config.mask_token == "best-of-three"
-            return propagate_as_sa2va(self.model.grounding, features, given, best_of_three).transpose(0, 1)
-        logits = [masks.logits.float() for masks in given]
-        if self.mode == "frames":
-            return torch.stack(logits, dim=1)
-        by_frame = dict(zip(prompted, logits, strict=True))
-        return self.model.grounding.propagate(features, by_frame).transpose(0, 1)
 
-    def _prompted(self, features: FrameFeatures, language: Language, prompted: list[int]) -> list[Masks]:
-        """Masks of the frames that are decoded with language, O rows each."""
-        device, objects = self.model.device, len(language.seg)
-        chosen = features if len(prompted) == len(features) else features.at(torch.tensor(prompted, device=device))
-        frames = self.model.grounding.decodable(chosen)
-        prior = self._prior(frames) if self.model.cma is not None else None
-        pairs = torch.cartesian_prod(torch.arange(len(prompted)), torch.arange(objects)).view(-1, 2).to(device)
-        chunks = [
-            self.model.decode(frames, prior, language, frame_of=part[:, 0], object_of=part[:, 1])
-            for part in pairs.split(MASKS_AT_ONCE)
-        ]
-        whole = [torch.cat(parts).split(objects) for parts in zip(*(chunk.parts() for chunk in chunks), strict=True)]
-        return [Masks(*parts) for parts in zip(*whole, strict=True)]
-
-    def _prior(self, frames: Decodable) -> Tensor:
-        numbers = torch.arange(len(frames), device=self.model.device)
-        return torch.cat([self.model.prior(frames.at(part)) for part in numbers.split(FRAMES_AT_ONCE)])
-
-
-def _rows(found: Tensor) -> Iterator[int | None]:
-    """Per expression its row among those that were found."""
-    row = 0
-    for one in found.tolist():
-        yield row if one else None
-        row += int(one)
+def _attend_by(model: Salma, kind: str) -> None:
+    """Choose the kernels of the LLM's attention."""
+    try:
+        model.mllm.model.set_attn_implementation(kind)
+    except (ImportError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"attention={kind} is not to be had ({why})", "leave it out, or install what it needs"
+        ) from None

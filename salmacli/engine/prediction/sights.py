@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from salmacli.data.collate import MEAN, STD, to_pixels
-from salmacli.data.mixing import evenly
 from salmacli.data.templates import QUESTION_ASKED, QUESTIONS
 from salmacli.data.tiles import bicubic, tiles
 from salmacli.models.salma import Salma
@@ -29,27 +28,22 @@ class Shown:
     Attributes:
         pixels: (N, 3, h, w) frames or tiles, normalised.
         pictures: placeholders of each picture of the conversation; the tiles of one frame are one picture.
-        prompted: numbers of the frames that are then decoded with language.
     """
 
     pixels: Tensor
     pictures: tuple[int, ...]
-    prompted: tuple[int, ...]
 
 
 def to_language(model: Salma, mode: Mode, frames: Sequence[np.ndarray], still: bool) -> Shown:
-    """What the LLM sees of a video, or of a picture when `still`: T times uint8 (H, W, 3)."""
-    mllm, clip = model.mllm, model.config.clip_frames
+    """What the LLM sees of the key frames of a video, or of a picture when `still`: K times uint8 (H, W, 3)."""
+    mllm = model.mllm
     if mode == "sa2va":
         height, width = mllm.frame_size
-        prompted = range(1 if still else min(clip, len(frames)))
-        parts = tiles(frames[0], height) if still else [bicubic(frames[n], height, width) for n in prompted]
+        parts = tiles(frames[0], height) if still else [bicubic(frame, height, width) for frame in frames]
         pictures = (len(parts) * mllm.tokens_per_frame,) if still else (mllm.tokens_per_frame,) * len(parts)
-        return Shown(_normalised(parts, mllm.mean, mllm.std), pictures, tuple(prompted))
-    chosen = evenly(len(frames), clip)
-    pixels = to_pixels([frames[n] for n in chosen], mllm.frame_size, mllm.mean, mllm.std)
-    every = range(len(frames)) if mode == "frames" else sorted({int(n) for n in chosen})
-    return Shown(pixels, (mllm.tokens_per_frame,) * len(chosen), tuple(every))
+        return Shown(_normalised(parts, mllm.mean, mllm.std), pictures)
+    pixels = to_pixels(frames, mllm.frame_size, mllm.mean, mllm.std)
+    return Shown(pixels, (mllm.tokens_per_frame,) * len(frames))
 
 
 def to_sam2(model: Salma, mode: Mode, frames: Sequence[np.ndarray]) -> Tensor:

@@ -13,7 +13,7 @@ from salmacli.engine.scoring.counting import check_asked, extra_masks, truth_of
 from salmacli.engine.scoring.label_counts import MOST_PROPOSALS, read_truth
 from salmacli.engine.scoring.matching import pair
 from salmacli.engine.scoring.merging import read_soft
-from salmacli.engine.scoring.predictions import Predictions
+from salmacli.engine.scoring.predictions import Predictions, Said
 from salmacli.engine.scoring.problems import Problem
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
@@ -57,13 +57,13 @@ class CountedByAnnotators:
         annotators: One after the other.
         soft: How many expressions were merged by their probabilities.
         extra: How many masks nobody asked for, by expression or frame.
-        fallbacks: Why masks are not the model's own choice.
+        said: What the predictions tell of each expression.
     """
 
     annotators: list[CountedAnnotator]
     soft: int = 0
     extra: Counter[str] = field(default_factory=Counter)
-    fallbacks: Counter[str] = field(default_factory=Counter)
+    said: list[Said] = field(default_factory=list)
 
 
 def count_by_annotators(benchmark: Benchmark, found: Predictions, video: Video) -> CountedByAnnotators:
@@ -84,12 +84,12 @@ def count_by_annotators(benchmark: Benchmark, found: Predictions, video: Video) 
     if given.predicted is not None:
         for expression in expressions:
             check_asked(benchmark, given.predicted, expression)
-            said.append(given.predicted.said(expression.id).fallback)
+            said.append(given.predicted.said(expression.id))
     counted = CountedByAnnotators(
         [CountedAnnotator(number, video, expressions[number::ANNOTATORS]) for number in range(ANNOTATORS)],
         soft=sum(expression.id in given.logits for expression in expressions),
         extra=Counter() if given.predicted is None else extra_masks(given.predicted, video),
-        fallbacks=Counter(reason for reason in said if reason is not None),
+        said=said,
     )
     for frame, (objects, void) in zip(video.frames, _truth(benchmark, video, expressions), strict=True):
         if not objects:

@@ -15,6 +15,7 @@ from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.annotator_counts import CountedAnnotator, count_by_annotators, label_paths
 from salmacli.engine.scoring.evaluation import Evaluation, results_of
 from salmacli.engine.scoring.evaluator import Missing, check_given, check_same, extra_videos, origin
+from salmacli.engine.scoring.fallbacks import fallback_counts
 from salmacli.engine.scoring.matching import MEASURES, ObjectScores, frame_columns, matched, means, object_tables
 from salmacli.engine.scoring.predictions import open_predictions
 from salmacli.engine.scoring.problems import refuse
@@ -84,7 +85,7 @@ def evaluate_annotators(
         "objects": len(rows),
         "left_out": sum(part.objects for part in parts) - len(rows),
         "frames": sum(row["frames"] for row in rows),
-        "fallbacks": dict(sum((video.fallbacks for video in counted), Counter[str]())),
+        **fallback_counts((said for video in counted for said in video.said), found.record),
         "soft": sum(video.soft for video in seen),
     }
     results = results_of(

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from salmacli.config.files import read_json
+from salmacli.engine.prediction.settings import told
 from salmacli.engine.scoring.evaluation import SCHEMA
 from salmacli.engine.scoring.protocols import PROTOCOLS, protocol_of
 from salmacli.errors import DataError
@@ -35,8 +36,9 @@ class Result:
 
     @property
     def mode(self) -> str:
-        """Inference mode."""
-        return str(self.content.get("mode") or self.path.parent.name)
+        """Inference mode, and the settings of prediction that were not the usual ones."""
+        mode = str(self.content.get("mode") or self.path.parent.name)
+        return " ".join([mode, *told(self.content.get("settings") or {})])
 
     @property
     def column(self) -> str:
@@ -138,8 +140,9 @@ def _read(path: Path) -> dict[str, Any]:
     metrics = content.get("metrics", METRICS)
     if not isinstance(metrics, (list, tuple)) or not metrics or not all(isinstance(one, str) for one in metrics):
         raise DataError(f"{path}: metrics is {metrics!r}", again)
-    if not isinstance(content.get("protocol") or {}, dict):
-        raise DataError(f"{path}: protocol is {content['protocol']!r}", again)
+    for key in ("protocol", "settings"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise DataError(f"{path}: {key} is {content[key]!r}", again)
     for metric in metrics:
         score = content["scores"].get(metric)
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:

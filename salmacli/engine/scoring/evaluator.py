@@ -11,6 +11,7 @@ from salmacli.data.records import Video
 from salmacli.engine.progress import Progress
 from salmacli.engine.scoring.counting import count_video, extra_masks
 from salmacli.engine.scoring.evaluation import Evaluation, results_of
+from salmacli.engine.scoring.fallbacks import fallback_counts
 from salmacli.engine.scoring.predictions import Predictions, open_predictions
 from salmacli.engine.scoring.problems import Problem, refuse
 from salmacli.engine.scoring.protocols import protocol_of
@@ -75,13 +76,14 @@ def evaluate(
     if scored.empty:
         raise DataError(f"{predictions}: no expression of {benchmark.name} {benchmark.split} is left to score")
     scores = rules.scores(scored)
+    said = [one for video in counted for one in video.said]
     extra = sum((video.extra for video in counted), extra_videos(benchmark, found))
     counts = {
         "videos": int(scored["video"].nunique()),
         "expressions": len(scored),
         "left_out": len(rows) - len(scored),
         "frames": int(scored["frames"].sum()),
-        "fallbacks": {str(k): int(v) for k, v in scored["fallback"].value_counts().items()},
+        **fallback_counts([said[row] for row in scored.index], found.record),
     }
     results = results_of(
         origin(benchmark, found, record or {}),
@@ -103,6 +105,7 @@ def origin(benchmark: Benchmark, found: Predictions, record: Mapping[str, Any]) 
         "benchmark": benchmark.name,
         "split": benchmark.split,
         "synthetic": benchmark.synthetic,
+        "settings": found.record.get("settings", {}),
         **{key: record.get(key, found.record.get(key)) for key in ("mode", "run", "checkpoint", "config")},
     }
 

@@ -154,4 +154,8 @@ def _said(path: Path, key: str, value: dict[str, Any]) -> Said:
     for name in ("text", "answer", "fallback"):
         if value.get(name) is not None and not isinstance(value[name], str):
             raise DataError(f"{path}: expression {key!r} has the {name} {value[name]!r}", _AGAIN)
-    return Said(value.get("text"), value.get("answer"), value.get("fallback"))
+    for name in ("empty_frames", "filled_frames"):
+        number = value.get(name)
+        if number is not None and (type(number) is not int or number < 0):
+            raise DataError(f"{path}: expression {key!r} has the {name} {number!r}", _AGAIN)
+    return Said(*(value.get(name) for name in ("text", "answer", "fallback", "empty_frames", "filled_frames")))

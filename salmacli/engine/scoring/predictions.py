@@ -26,12 +26,16 @@ class Said:
     Attributes:
         text: The sentence that was asked.
         answer: What the model said.
-        fallback: Why the masks are not the model's own choice: None, "no-seg" or "empty".
+        fallback: Why a fall-back was due: None, "no-seg", "several-seg" or "empty".
+        empty: Frames whose mask the model left empty; None where nobody counted them.
+        filled: Those of them that a fall-back filled; likewise.
     """
 
     text: str | None = None
     answer: str | None = None
     fallback: str | None = None
+    empty: int | None = None
+    filled: int | None = None
 
 
 class PredictedVideo(ABC):

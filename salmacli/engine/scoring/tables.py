@@ -74,10 +74,14 @@ def expression_table(
                     **{name: int(columns[name][kept].sum()) for name in SUMS},
                     "empty": int((columns["predicted"][start:end][~wrong] == 0).sum()),
                     "fallback": None if said.fallback is None else legible(said.fallback),
+                    "empty_frames": said.empty,
+                    "filled_frames": said.filled,
                     "answer": None if said.answer is None else legible(said.answer),
                 }
             )
     table = pd.DataFrame(rows)
+    # Whole numbers that may be unknown.
+    table = table.astype({"empty_frames": "Int64", "filled_frames": "Int64"})
     table.insert(table.columns.get_loc("F") + 1, "JF", (table["J"] + table["F"]) / 2)
     return table
 

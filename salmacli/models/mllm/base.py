@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -39,6 +40,21 @@ class Answers:
     seg: Tensor
     found: Tensor
     words: Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a conversation, read.
+
+    Attributes:
+        cache: keys and values of every layer, one row.
+        length: its tokens.
+        end: the position of what follows.
+    """
+
+    cache: DynamicCache
+    length: int
+    end: int
 
 
 class Mllm(nn.Module, ABC):
@@ -137,34 +153,43 @@ class Mllm(nn.Module, ABC):
         return cast(Tensor, self.model.lm_head(hidden))
 
     @torch.no_grad()
+    def read(self, prefix: Tensor, frames: Tensor) -> Prefix:
+        """Read the beginning of a conversation once, for any number of answers.
+
+        Args:
+            prefix: (P,) ids with the placeholders.
+            frames: (F, tokens, W).
+        """
+        cache = DynamicCache(config=self.model.config.text_config)
+        places = self._places(prefix[None], torch.arange(len(prefix), device=prefix.device)[None])
+        seen = self._read(prefix[None], frames)
+        self._language(prefix.new_ones(1, len(prefix)), places, past_key_values=cache, use_cache=True, **seen)
+        return Prefix(cache, len(prefix), int(places.max()) + 1)  # a frame may take fewer positions than tokens
+
+    @torch.no_grad()
     def answer(
         self,
-        prefix: Tensor,
-        frames: Tensor,
+        prefix: Prefix,
         questions: Sequence[Tensor],
         max_new_tokens: int,
         forced: Sequence[Tensor | None] | None = None,
     ) -> Answers:
-        """Answer several questions about one video greedily; the video is read once.
+        """Answer several questions about one video greedily.
 
         Args:
-            prefix: (P,) ids of the conversation's beginning with the placeholders.
-            frames: (F, tokens, W).
+            prefix: what `read` made; it is not changed.
             questions: E times (L_e,) ids.
             max_new_tokens: an answer of the model that is longer is cut.
             forced: per question the ids that the model must say, whole, or None to let it speak.
         """
-        device, count = prefix.device, len(questions)
+        device, count = self.model.device, len(questions)
         lengths = torch.tensor([len(question) for question in questions], device=device)
         ids = nn.utils.rnn.pad_sequence(list(questions), batch_first=True, padding_value=self.end_id)
         columns = torch.arange(ids.shape[1], device=device)
-        past = {"past_key_values": DynamicCache(config=self.model.config.text_config), "use_cache": True}
-        places = self._places(prefix[None], torch.arange(len(prefix), device=device)[None])
-        self._language(prefix.new_ones(1, len(prefix)), places, **past, **self._read(prefix[None], frames))
+        past = {"past_key_values": deepcopy(prefix.cache), "use_cache": True}
         past["past_key_values"].batch_repeat_interleave(count)
-        start = places.max() + 1  # a frame may take fewer positions than it has tokens
-        seen = torch.cat([ids.new_ones(count, len(prefix)), (columns < lengths[:, None]).long()], dim=1)
-        words = self._language(seen, (start + columns).expand(count, -1), **past, **self._read(ids))
+        seen = torch.cat([ids.new_ones(count, prefix.length), (columns < lengths[:, None]).long()], dim=1)
+        words = self._language(seen, (prefix.end + columns).expand(count, -1), **past, **self._read(ids))
         last = words[torch.arange(count, device=device), lengths - 1]
         answers: list[list[int]] = [[] for _ in range(count)]
         seg, found = torch.zeros_like(last), torch.zeros(count, dtype=torch.bool, device=device)
@@ -174,10 +199,12 @@ class Mllm(nn.Module, ABC):
             open_rows = open_rows & (token != self.end_id)
             if not open_rows.any():
                 break
-            for row in open_rows.nonzero().flatten().tolist():
-                answers[row].append(int(token[row]))
+            for answer, one, is_open in zip(answers, token.tolist(), open_rows.tolist(), strict=True):
+                if is_open:
+                    answer.append(one)
             seen = torch.cat([seen, open_rows[:, None].long()], dim=1)
-            last = self._language(seen, (start + lengths + step)[:, None], **past, **self._read(token[:, None]))[:, 0]
+            place = (prefix.end + lengths + step)[:, None]
+            last = self._language(seen, place, **past, **self._read(token[:, None]))[:, 0]
             here = open_rows & (token == self.seg_id) & ~found
             seg, found = torch.where(here[:, None], last, seg), found | here
         return Answers(tuple(tuple(answer) for answer in answers), seg, found, words)

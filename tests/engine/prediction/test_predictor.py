@@ -1,193 +1,233 @@
-"""Prediction: what is shared is computed once, what is done stays done, nothing is silent."""
+"""Prediction: what is shared is computed once and changes nothing, and nothing is silent."""
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from salmacli.data import rle
-from salmacli.data.synthetic import open_synthetic
-from salmacli.engine.prediction.benchmark import predict_benchmark
+from salmacli.config.loading import load_config
+from salmacli.config.schema import PredictConfig
+from salmacli.data.frames import arrays
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.sights import to_language
 from salmacli.engine.prediction.tracks import resized
-from salmacli.errors import DataError, UsageError
+from salmacli.errors import ConfigError, DataError, SalmaError
+from salmacli.models.salma import Salma
+from tests.engine.prediction.conftest import saying
 
-CHECKPOINT = {"path": "none", "step": 0, "sha256": "0"}
-
-
-@pytest.fixture
-def benchmark(small_synthetic: Path):
-    return open_synthetic("mevis", small_synthetic, "valid_u")
-
-
-@pytest.fixture
-def frames() -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 255, (30, 44, 3)).astype(np.uint8) for _ in range(5)]
-
-
-@pytest.fixture
-def speaking(tiny_model, monkeypatch):
-    """A random LLM does not say [SEG]; its language head is held to do so."""
-    seg, end = tiny_model.mllm.seg_id, tiny_model.mllm.end_id
-
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros(*hidden.shape[:-1], len(tiny_model.tokenizer))
-        out[..., seg if speaking_calls["n"] % 2 == 0 else end] = 1
-        speaking_calls["n"] += 1
-        return out
-
-    speaking_calls = {"n": 0}
-    monkeypatch.setattr(tiny_model.mllm, "vocabulary_logits", logits)
-    return tiny_model
+TEXTS = ["the red circle", "the blue square on the left", "a ring that turns before it stops, behind all others"]
+MODES = ["frames", "consistent", "sa2va"]
+# Every way through the engine.
+WAYS = [
+    *({"mode": mode} for mode in MODES),
+    {"mode": "consistent", "choice": "diverse", "key_frames": 3},
+    {"mode": "consistent", "choice": "first", "key_frames": 2, "memories": 2, "conditioning": 1},
+    {"mode": "consistent", "window": 8, "overlap": 3, "choice": "diverse", "key_frames": 2},
+    {"mode": "sa2va", "window": 8, "overlap": 3, "key_frames": 2},
+    {"mode": "frames", "window": 8, "overlap": 3},
+    {"mode": "consistent", "cma": {"frames": "all", "temporal_prior": True}},
+    {"mode": "sa2va", "cma": {"frames": "all"}},
+    {"mode": "frames", "cma": {"temporal_prior": True}},
+    {"mode": "consistent", "fallback": "prior"},
+    {"mode": "consistent", "fallback": "force-seg"},
+]
 
 
-@pytest.mark.parametrize("mode", ["frames", "consistent", "sa2va"])
+def predictor(model: Salma, **settings) -> Predictor:
+    return Predictor(model, PredictConfig(frames_at_once=4, **settings))
+
+
+@pytest.fixture(scope="module")
+def lively() -> Salma:
+    """A model in which the memory and the attention matter, with two decoders, object scores and mask tokens."""
+    torch.manual_seed(0)
+    settings = ["model.cma.enabled=true", "model.sam2.two_decoders=true", "model.mask_token=best-of-three"]
+    model = Salma.build(load_config("tiny", settings).model, TEXTS).eval()
+    for parameter in model.parameters():
+        if not parameter.abs().sum():
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def video() -> list[np.ndarray]:
+    """13 frames whose looks change."""
+    rng = np.random.default_rng(1)
+    start, end = (rng.integers(0, 255, (24, 40, 3)) for _ in range(2))
+    return [((12 - n) / 12 * start + n / 12 * end).astype(np.uint8) for n in range(13)]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_masks_have_the_frames_size_and_expressions_differ(speaking, frames, mode):
-    first, second = Predictor(speaking, mode).video(frames, ["the red circle", "the blue square on the left"])
-    assert first.answer == "[SEG]"
+    first, second, _ = predictor(speaking, mode=mode).video(frames, TEXTS, keep_logits=True)
+    assert first.answer == "[SEG]" and first.reason is None
     assert first.masks().shape == (5, 30, 44) and first.logits.shape == (5, 32, 32)
-    assert not torch.equal(first.logits, second.logits)
+    assert not np.array_equal(first.logits, second.logits)
 
 
-def test_an_expression_alone_gets_the_masks_it_gets_in_company(speaking, frames):
-    predictor = Predictor(speaking, "frames")
-    together = predictor.video(frames, ["the red circle", "the blue square on the left"])[1]
-    alone = predictor.video(frames, ["the blue square on the left"])[0]
-    assert torch.allclose(together.logits, alone.logits, atol=1e-4)
-
-
-def test_every_frame_is_encoded_once_whatever_the_number_of_expressions(speaking, frames, monkeypatch):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_together_is_as_one_by_one_and_every_frame_is_encoded_once(lively, video, way, monkeypatch):
+    """The promise of the engine: sharing is exact, and the encoder's work does not depend on who asks."""
     encoded = []
-    original = type(speaking.grounding).encode
+    original = type(lively.grounding).encode
     monkeypatch.setattr(
-        type(speaking.grounding),
-        "encode",
-        lambda self, images: encoded.append(len(images)) or original(self, images),
+        type(lively.grounding), "encode", lambda self, images: encoded.append(len(images)) or original(self, images)
     )
-    Predictor(speaking, "frames").video(frames, ["a", "b", "c"])
-    assert sum(encoded) == len(frames)
+    engine = predictor(lively, **way)
+    with saying(lively, "[SEG]"):
+        together = engine.video(video, TEXTS, keep_logits=True)
+        assert sum(encoded) == len(video)
+        for text, track in zip(TEXTS, together, strict=True):
+            alone = engine.video(video, [text], keep_logits=True)[0]
+            assert np.abs(alone.logits - track.logits).max() < 1e-4
+            assert alone.counts == track.counts and alone.empty == track.empty
+    assert sum(encoded) == len(video) * 4
 
 
-def test_no_seg_is_empty_and_named(tiny_model, frames, monkeypatch, tmp_path, benchmark):
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        out = torch.zeros(*hidden.shape[:-1], len(tiny_model.tokenizer))
-        out[..., tiny_model.mllm.end_id] = 1
-        return out
-
-    monkeypatch.setattr(tiny_model.mllm, "vocabulary_logits", logits)
-    track = Predictor(tiny_model, "frames").video(frames, ["the red circle"])[0]
-    assert track.logits is None and not track.masks().any()
-    predict_benchmark(Predictor(tiny_model, "frames"), benchmark, tmp_path, checkpoint=CHECKPOINT)
-    content = json.loads((tmp_path / f"{benchmark.videos[0].name}.json").read_text())
-    assert {entry["fallback"] for entry in content["expressions"].values()} == {"no-seg"}
+@pytest.mark.parametrize("way", WAYS[:6], ids=str)
+def test_batches_of_any_size_give_the_same(lively, video, way):
+    with saying(lively, "[SEG]", "It is [SEG]."):
+        whole = predictor(lively, **way).video(video, TEXTS, keep_logits=True)
+        settings = PredictConfig(frames_at_once=3, expressions_at_once=2, readers=1, **way)
+        parts = Predictor(lively, settings).video(video, TEXTS, keep_logits=True)
+    for one, other in zip(whole, parts, strict=True):
+        assert np.abs(one.logits - other.logits).max() < 1e-4 and one.counts == other.counts
 
 
-def test_an_interrupted_prediction_goes_on_and_ends_the_same(speaking, benchmark, tmp_path, monkeypatch):
-    predictor = Predictor(speaking, "frames")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    predict_benchmark(predictor, benchmark, whole, checkpoint=CHECKPOINT, save_logits=True)
-
-    calls = 0
-    original = Predictor.video
-
-    def dies(self, *arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **options)
-
-    monkeypatch.setattr(Predictor, "video", dies)
-    with pytest.raises(KeyboardInterrupt):
-        predict_benchmark(predictor, benchmark, cut, checkpoint=CHECKPOINT, save_logits=True)
-    assert json.loads((cut / "prediction.json").read_text())["complete"] is False
-    predict_benchmark(predictor, benchmark, cut, checkpoint=CHECKPOINT, save_logits=True)
-    assert calls == 2 + len(benchmark.videos) - 1, "the first video was not predicted again"
-    for path in whole.glob("*.json"):
-        assert (cut / path.name).read_text() == path.read_text()
-
-
-def test_predictions_of_another_checkpoint_are_set_aside_and_said(speaking, benchmark, tmp_path):
-    said = []
-
-    class Listener:
-        def start(self, *_, **__): ...
-        def advance(self, *_, **__): ...
-        def finish(self): ...
-        def say(self, message):
-            said.append(message)
-
-    folder, predictor = tmp_path / "predictions", Predictor(speaking, "frames")
-    predict_benchmark(predictor, benchmark, folder, checkpoint=CHECKPOINT)
-    predict_benchmark(predictor, benchmark, folder, checkpoint={**CHECKPOINT, "step": 9}, progress=Listener())
-    assert (tmp_path / "predictions.old-1").is_dir() and "another checkpoint" in said[0]
-
-
-def test_saved_logits_give_the_saved_masks(speaking, benchmark, tmp_path):
-    predict_benchmark(Predictor(speaking, "frames"), benchmark, tmp_path, checkpoint=CHECKPOINT, save_logits=True)
-    video = benchmark.videos[0]
-    content = json.loads((tmp_path / f"{video.name}.json").read_text())
-    arrays = np.load(tmp_path / f"{video.name}.npz")
-    height, width = content["size"]
-    for name, entry in content["expressions"].items():
-        logits = torch.nn.functional.interpolate(
-            torch.from_numpy(arrays[name]).unsqueeze(1), (height, width), mode="bilinear", align_corners=False
+@pytest.mark.parametrize(("way", "other"), [
+    ({"mode": "consistent"}, {"cma": {"frames": "all"}}),
+    ({"mode": "sa2va"}, {"cma": {"frames": "all"}}),
+    ({"mode": "frames"}, {"cma": {"temporal_prior": True}}),
+    ({"mode": "consistent", "cma": {"frames": "all"}}, {"cma": {"frames": "all", "temporal_prior": True}}),
+    ({"mode": "consistent"}, {"key_frames": 2}),
+    ({"mode": "consistent"}, {"choice": "first"}),
+    ({"mode": "consistent"}, {"window": 7}),
+    ({"mode": "consistent"}, {"memories": 1}),
+    ({"mode": "consistent"}, {"conditioning": 1}),
+], ids=str)  # fmt: skip
+def test_an_option_changes_what_it_says(lively, video, way, other):
+    with saying(lively, "[SEG]"):
+        before, after = (
+            predictor(lively, **one).video(video, TEXTS[:1], keep_logits=True)[0] for one in (way, {**way, **other})
         )
-        for counts, mask in zip(entry["masks"], logits[:, 0] > 0, strict=True):
-            assert np.array_equal(rle.decode({"size": [height, width], "counts": counts}), mask.numpy())
+    assert not np.allclose(before.logits, after.logits, atol=1e-5)
+
+
+def test_a_temporal_prior_acts_from_the_second_frame_on(lively, video):
+    with saying(lively, "[SEG]"):
+        plain, prior = (
+            predictor(lively, mode="frames", cma={"temporal_prior": on}).video(video, TEXTS[:1], keep_logits=True)[0]
+            for on in (False, True)
+        )
+    assert np.allclose(plain.logits[0], prior.logits[0], atol=1e-6)
+    assert not np.allclose(plain.logits[1], prior.logits[1], atol=1e-6)
 
 
 def test_logits_of_sa2va_pass_through_sam2s_square(speaking, frames):
     """Small pictures: the way over S × S is another than the direct one, and the masks take it."""
-    track = Predictor(speaking, "sa2va").video(frames, ["the red circle"])[0]
-    through = resized(resized(track.logits, (track.side, track.side)), track.size) > 0
+    track = predictor(speaking, mode="sa2va").video(frames, TEXTS[:1], keep_logits=True)[0]
+    logits = torch.from_numpy(track.logits)
+    through = resized(resized(logits, (track.side, track.side)), track.size) > 0
     assert np.array_equal(track.masks(), through.numpy())
-    assert not torch.equal(through, resized(track.logits, track.size) > 0)
+    assert not torch.equal(through, resized(logits, track.size) > 0)
 
 
 def test_a_forced_answer_is_what_the_model_says(tiny_model, frames):
-    predictor = Predictor(tiny_model, "frames")
-    said, silent = (predictor.video(frames, ["a ring"], answer=text)[0] for text in ("It is [SEG].", "I see none."))
+    engine = predictor(tiny_model, mode="frames")
+    said, silent = (engine.video(frames, ["a ring"], answer=text)[0] for text in ("It is [SEG].", "I see none."))
     assert said.answer == "It is [SEG]." and said.embedding.shape == (tiny_model.config.sam2.width,)
-    assert silent.answer == "I see none." and silent.logits is None and silent.embedding is None
+    assert silent.answer == "I see none." and silent.reason == "no-seg" and silent.embedding is None
 
 
 def test_a_still_picture_is_shown_in_tiles_and_a_video_of_one_frame_is_not(tiny_model, frames):
     still, video = (to_language(tiny_model, "sa2va", frames[:1], still=still) for still in (True, False))
     assert video.pictures == (tiny_model.mllm.tokens_per_frame,)
     assert len(still.pictures) == 1 and still.pictures[0] == len(still.pixels) * tiny_model.mllm.tokens_per_frame
-    assert len(still.pixels) > 1 and still.prompted == video.prompted == (0,)
+    assert len(still.pixels) > 1
+    picture = predictor(tiny_model, mode="sa2va").video(arrays(frames[:1], still=True), ["a ring"], answer="[SEG]")
+    assert picture[0].masks().shape == (1, 30, 44)
 
 
-def test_half_precision_is_refused(tiny_model):
-    with pytest.raises(UsageError, match="bfloat16"):
-        Predictor(deepcopy(tiny_model).to(torch.bfloat16), "frames")
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_video_of_one_frame(lively, frames, way):
+    assert predictor(lively, **way).video(frames[:1], TEXTS[:1], answer="[SEG]")[0].masks().shape == (1, 30, 44)
+
+
+def test_two_hundred_sentences(speaking, frames):
+    texts = [f"the {n}th circle" for n in range(200)]
+    tracks = predictor(speaking, mode="consistent").video(frames[:3], texts)
+    assert [track.text for track in tracks] == texts
+    assert tracks[150].counts == predictor(speaking, mode="consistent").video(frames[:3], texts[150:151])[0].counts
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision_gives_nearly_the_same_masks(lively, video, mode):
+    half = deepcopy(lively).to(torch.bfloat16)
+    exact, rounded = (
+        predictor(model, mode=mode).video(video, TEXTS, answer="It is [SEG].") for model in (lively, half)
+    )
+    same = np.mean([a.masks() == b.masks() for a, b in zip(exact, rounded, strict=True)])
+    assert same > 0.98
 
 
 def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):
     with pytest.raises(DataError, match="empty"):
-        Predictor(tiny_model, "frames").video(frames, ["the red circle", "  "])
+        predictor(tiny_model).video(frames, ["the red circle", "  "])
     with pytest.raises(DataError, match="no frames"):
-        Predictor(tiny_model, "frames").video([], ["the red circle"])
+        predictor(tiny_model).video([], ["the red circle"])
 
 
-def test_a_video_of_one_frame(speaking, frames):
-    for mode in ("frames", "consistent", "sa2va"):
-        assert Predictor(speaking, mode).video(frames[:1], ["the red circle"])[0].masks().shape == (1, 30, 44)
+def test_progress_counts_every_frame_once(speaking, video):
+    for way in ({"mode": "frames"}, {"mode": "consistent", "window": 6, "overlap": 2}):
+        finished: list[int] = []
+        predictor(speaking, **way).video(video, TEXTS[:1], advance=finished.append)
+        assert sum(finished) == len(video)
 
 
-def test_predictions_know_their_data_and_not_where_the_checkpoint_lies(speaking, benchmark, small_synthetic, tmp_path):
-    folder, predictor = tmp_path / "predictions", Predictor(speaking, "frames")
-    predict_benchmark(predictor, benchmark, folder, checkpoint=CHECKPOINT)
-    predict_benchmark(predictor, benchmark, folder, checkpoint={**CHECKPOINT, "path": "moved"})
-    assert not (tmp_path / "predictions.old-1").exists()
-    benchmark.videos = benchmark.videos[:1]
-    predict_benchmark(predictor, benchmark, folder, checkpoint=CHECKPOINT)
-    assert (tmp_path / "predictions.old-1").exists()
+def test_settings_that_contradict_the_models_own_mode_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match="choice"):
+        predictor(_in_mode(tiny_model, "sa2va"), choice="diverse")
+
+
+def _in_mode(model: Salma, mode: str) -> Salma:
+    other = deepcopy(model)
+    other.config = model.config.model_copy(update={"inference_mode": mode})
+    return other
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_kernels_of_the_attention_change_no_mask(lively, video, kind):
+    model = deepcopy(lively)
+    before = predictor(model, mode="frames").video(video[:4], TEXTS, answer="[SEG]")
+    after = predictor(model, mode="frames", attention=kind).video(video[:4], TEXTS, answer="[SEG]")
+    assert model.mllm.model.config.text_config._attn_implementation == kind
+    assert [track.counts for track in before] == [track.counts for track in after]
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(lively, video, monkeypatch):
+    said: list[str] = []
+    original = type(lively.grounding).encode
+
+    def small(self, images):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return original(self, images)
+
+    whole = predictor(lively, mode="consistent").video(video, TEXTS, answer="[SEG]")
+    monkeypatch.setattr(type(lively.grounding), "encode", small)
+    parts = Predictor(lively, PredictConfig(mode="consistent"), said.append).video(video, TEXTS, answer="[SEG]")
+    assert [track.counts for track in whole] == [track.counts for track in parts]
+    assert said and "going on with" in said[0] and "frames" in said[0]
+
+
+def test_memory_for_not_even_one_is_an_error_of_one_line(lively, video, monkeypatch):
+    def none(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(type(lively.grounding), "encode", none)
+    with pytest.raises(SalmaError, match="not hold even one of the frames"):
+        predictor(lively, mode="frames").video(video, TEXTS, answer="[SEG]")

@@ -99,6 +99,18 @@ def test_other_protocols_than_the_usual_have_columns_of_their_own(tmp_path):
     assert [metric for column, metric in compare(found).columns() if column == "mevis valid (v2)"] == v2
 
 
+def test_settings_make_rows_of_their_own(tmp_path):
+    settings = {"cma.temporal_prior": True, "window": 64}
+    put(tmp_path, "a", score=0.5, settings={})
+    path = put(tmp_path, "a", score=0.75, settings=settings)
+    folder = path.parent.with_name("frames+cma.temporal_prior=true+window=64")
+    path.parent.rename(folder)
+    put(tmp_path, "a", score=0.5)  # of an earlier version, which knew no settings
+    frame = compare(read_results(tmp_path)).frame
+    assert list(frame.index) == [("a", "frames"), ("a", "frames cma.temporal_prior=true window=64")]
+    assert frame["mevis valid", "JF"].tolist() == [0.5, 0.75]
+
+
 def test_no_results_say_how_to_make_some(tmp_path):
     for runs in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataError, match="salma eval mevis"):
@@ -118,6 +130,7 @@ def test_no_results_say_how_to_make_some(tmp_path):
         ({"metrics": "J"}, "metrics is 'J'"),
         ({"metrics": ["J", "cIoU"]}, "score cIoU is None"),
         ({"protocol": "v1"}, "protocol is 'v1'"),
+        ({"settings": [3]}, "settings is \\[3\\]"),
         ({"scores": {"J": float("nan"), "F": 0.5, "JF": 0.5}}, "NaN is no number"),
     ],
 )

@@ -163,6 +163,6 @@ def test_files_written(make_benchmark, make_predictions, tmp_path):
     assert results["counts"]["fallbacks"] == {"no-seg": 1}
     rows = pd.read_csv(tmp_path / "per_expression.csv", dtype={"expression": str})
     names = "video,expression,text,kind,category,distractor,frames,missing,J,F,JF,intersection,union,predicted,empty"
-    assert list(rows.columns) == [*names.split(","), "fallback", "answer"]
+    assert list(rows.columns) == [*names.split(","), "fallback", "empty_frames", "filled_frames", "answer"]
     assert rows["answer"].tolist() == ["It is [SEG]."] * 9
     assert rows["J"].tolist() == [1.0] * 9

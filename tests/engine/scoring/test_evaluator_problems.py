@@ -160,6 +160,8 @@ def test_what_is_too_much_is_counted(make_benchmark, make_predictions, tmp_path)
         (lambda c: c["expressions"]["0"]["masks"].pop(), "'0' has not one mask"),
         (lambda c: c["expressions"].update({"0": None}), "'0' has not one mask"),
         (lambda c: c["expressions"]["0"].update(fallback=3), "fallback 3"),
+        (lambda c: c["expressions"]["0"].update(empty_frames=-1), "empty_frames -1"),
+        (lambda c: c["expressions"]["0"].update(filled_frames=True), "filled_frames True"),
         (lambda c: c["expressions"]["0"].update(text="the green box"), "answers 'the green box'"),
     ],
 )
