@@ -156,11 +156,13 @@ class Public:
         (scratch / "job.json").write_text(json.dumps(job))
         driver = str(HERE / "_public_sa2va.py")
         self.command = [options.public_python, driver, str(options.public.resolve()), str(scratch / "job.json")]
+        self.log = scratch / "public.log"
         self.asked = 0
 
     def __enter__(self) -> Public:
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(self.command, cwd=self.left, stdin=pipe, stdout=pipe, text=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.left, stdin=pipe, stdout=pipe, stderr=log, text=True)
         self._reply()
         return self
 
@@ -186,4 +188,4 @@ class Public:
     def _reply(self) -> None:
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
-            raise SystemExit(f"the public code ended with {self.process.wait()}")
+            raise SystemExit(f"the public code ended with {self.process.wait()}: {self.log.read_text()[-2000:]}")

@@ -48,7 +48,10 @@ def convert(
     ] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option(help="What FILE was trained on, or a part it lacks: hub id or path; repeatable."),
+        typer.Option(
+            help="What FILE was trained on, or a part it lacks, such as SAM 2 with its own mask decoder: hub id or path; "
+            "repeatable."
+        ),
     ] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA's alpha, which no training file holds.")] = None,
     config: Annotated[

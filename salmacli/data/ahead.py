@@ -30,7 +30,6 @@ def in_order(
         try:
             for job in _submitted(pool, work, items):
                 waiting.append(job)
-                del job  # its result must live no longer than the consumer wants it
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:

@@ -162,7 +162,7 @@ def _counted(path: Path) -> _Index:
     with _opened(path) as (container, stream):
         try:
             for packet in container.demux(stream):
-                if False:
+                if packet.is_corrupt:
                     raise DataError(f"video {path} breaks off or is damaged after {len(times)} frames", _MEND)
                 for frame in packet.decode():
                     if frame.is_corrupt:

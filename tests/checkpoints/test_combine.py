@@ -129,3 +129,6 @@ def test_gaps_overlaps_and_leftovers_are_named(whole: Parts, pieces: list[Parts]
 def test_a_config_that_describes_no_model(whole: Parts) -> None:
     with pytest.raises(CheckpointError, match=r"no model can be made of what it says \(model\.clip_frames"):
         combine([whole], {"clip_frames": 0})
+    for section in ("mllm", "sam2"):
+        with pytest.raises(CheckpointError, match="there is no"):
+            combine([replace(whole, model={**whole.model, section: None})])

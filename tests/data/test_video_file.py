@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from salmacli.data import video_file
 from salmacli.data.frames import frames_of
@@ -122,6 +125,30 @@ def test_seeks_that_land_anywhere_else_cost_time_only(films, monkeypatch):
     assert np.array_equal(source[45], whole[45])
 
 
+def test_what_precedes_a_key_frame_is_not_trusted(films, monkeypatch):
+    """A container that seeks into the middle of a group: what the decoder makes of that is no frame of the film."""
+    source = frames_of(films / "long.mp4")
+    source._index = video_file._Index(50, (48, 64), None, list(range(50)), [0, 16, 32])
+    whole = list(source)
+
+    class Middle:
+        def seek(self, time: int, stream: object) -> None:
+            self.place = time + 4
+
+        def decode(self, stream: object) -> list:
+            grey = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            return [
+                SimpleNamespace(pts=n, key_frame=n == 32, to_ndarray=grey.to_ndarray) for n in range(self.place, 50)
+            ]
+
+    opened = video_file._opened
+    began = iter([False, True])  # the seek, then from the beginning
+    monkeypatch.setattr(
+        video_file, "_opened", lambda path: opened(path) if next(began) else nullcontext((Middle(), None))
+    )
+    assert np.array_equal(source[25], whole[25])
+
+
 def test_frames_come_at_their_own_times(tmp_path):
     times = [0, 1, 2, 5, 9, 30, 31, 60]
     source = frames_of(film(tmp_path / "a.mkv", frames=8, times=times, g="3"))
@@ -154,9 +181,12 @@ def test_a_video_that_is_not_whole_is_refused_at_once(tmp_path):
 
 def test_a_file_without_a_video_is_refused(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", Disposition.attached_pic
         stream = container.add_stream("aac", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         sound.sample_rate = 8000
+        container.mux(cover.encode(av.VideoFrame(64, 48, "yuvj420p")) + cover.encode())
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
     with pytest.raises(DataError, match=r"sound\.mp4 holds no video"):
@@ -175,8 +205,10 @@ def test_a_playlist_under_a_videos_name_leads_nowhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["with space.mp4", "clip:1.mp4", "vidéo 影片.MP4", "%03d.mp4"])
-def test_names_are_names(tmp_path, name):
-    assert len(frames_of(film(tmp_path / name, frames=2))) == 2
+def test_names_are_names(tmp_path, monkeypatch, name):
+    film(tmp_path / "a.mp4", frames=2).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(frames_of(tmp_path / name)) == len(frames_of(name)) == 2
 
 
 @pytest.mark.parametrize("size", [(64, 48), (2, 2), (50, 34)])

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from salmacli.config.loading import validate
-from salmacli.config.schema import ModelConfig, PredictConfig
+from salmacli.config.schema import AttentionInPrediction, ModelConfig, PredictConfig
+from salmacli.errors import ConfigError
 
 # They say how fast and in how much memory, not what comes out.
 SPEED = ("attention", "compile", "frames_at_once", "expressions_at_once", "cached_frames", "readers")
@@ -26,8 +27,10 @@ def resolved(settings: PredictConfig, model: ModelConfig | Mapping[str, Any]) ->
         Settings whose `mode`, `key_frames` and `choice` are never None, and with a window `overlap` neither.
 
     Raises:
-        ConfigError: They contradict each other once the mode is known.
+        ConfigError: They contradict each other once the mode is known, or ask for an attention that the model has not.
     """
+    if settings.cma != AttentionInPrediction() and not _has_cma(model):
+        raise ConfigError("cma.frames and cma.temporal_prior: the model has no cross-modal attention", "leave them out")
     mode = settings.mode or _of(model, "inference_mode")
     own = {
         "mode": mode,
@@ -56,7 +59,9 @@ def speed(settings: PredictConfig) -> dict[str, Any]:
 
 def changed(settings: PredictConfig, model: ModelConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Those that change results and differ from their default, in the order of their names; the mode is not one."""
-    defaults = _flat(resolved(PredictConfig(mode=settings.mode), model).model_dump(mode="json"))
+    # How much windows overlap follows from how long they are.
+    usual = resolved(PredictConfig(mode=settings.mode, window=settings.window), model)
+    defaults = {**_flat(usual.model_dump(mode="json")), "window": None}
     ours = changing(resolved(settings, model))
     return {name: value for name, value in sorted(ours.items()) if value != defaults[name]}
 
@@ -80,6 +85,12 @@ def _of(model: ModelConfig | Mapping[str, Any], name: str) -> Any:
     if isinstance(model, ModelConfig):
         return getattr(model, name)
     return model.get(name, ModelConfig.model_fields[name].default)
+
+
+def _has_cma(model: ModelConfig | Mapping[str, Any]) -> bool:
+    if isinstance(model, ModelConfig):
+        return model.cma.enabled
+    return bool(model.get("cma", {}).get("enabled"))
 
 
 def _flat(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:

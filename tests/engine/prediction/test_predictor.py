@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -17,7 +19,6 @@ from salmacli.engine.prediction.sights import to_language
 from salmacli.engine.prediction.tracks import resized
 from salmacli.errors import ConfigError, DataError, SalmaError
 from salmacli.models.salma import Salma
-from tests.engine.prediction.conftest import saying
 
 TEXTS = ["the red circle", "the blue square on the left", "a ring that turns before it stops, behind all others"]
 MODES = ["frames", "consistent", "sa2va"]
@@ -35,6 +36,37 @@ WAYS = [
     {"mode": "consistent", "fallback": "prior"},
     {"mode": "consistent", "fallback": "force-seg"},
 ]
+
+
+@contextmanager
+def saying(model: Salma, *answers: str) -> Iterator[None]:
+    """Let the LLM give these answers to the expressions of every batch, in order and again from the first."""
+    tokenizer, mllm, kept = model.tokenizer, model.mllm, model.mllm.answer
+    scripts = [tokenizer(answer, add_special_tokens=False)["input_ids"] + [mllm.end_id] for answer in answers]
+
+    def answer(prefix, questions, max_new_tokens, forced=None):
+        if forced is None:
+            forced = [torch.tensor(scripts[n % len(scripts)]) for n in range(len(questions))]
+        return kept(prefix, questions, max_new_tokens, forced=forced)
+
+    mllm.answer = answer
+    try:
+        yield
+    finally:
+        del mllm.answer
+
+
+@pytest.fixture
+def speaking(tiny_model: Salma) -> Iterator[Salma]:
+    """A random LLM does not say [SEG]; this one is held to."""
+    with saying(tiny_model, "[SEG]"):
+        yield tiny_model
+
+
+@pytest.fixture
+def frames() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (30, 44, 3)).astype(np.uint8) for _ in range(5)]
 
 
 def predictor(model: Salma, **settings) -> Predictor:

@@ -9,7 +9,8 @@ from salmacli.config.schema import PredictConfig
 from salmacli.engine.prediction.settings import assignments, changed, changing, label, resolved, speed
 from salmacli.errors import ConfigError
 
-MODEL = load_config("tiny", ["model.inference_mode=consistent", "model.clip_frames=5"]).model
+OWN = ["model.inference_mode=consistent", "model.clip_frames=5"]
+MODEL = load_config("tiny", ["model.cma.enabled=true", *OWN]).model
 
 
 def test_what_is_null_becomes_the_modes_or_the_models_own():
@@ -22,6 +23,14 @@ def test_what_is_null_becomes_the_modes_or_the_models_own():
         resolved(PredictConfig(choice="uniform"), {"inference_mode": "sa2va"})
 
 
+@pytest.mark.parametrize("text", ["cma.frames=all", "cma.temporal_prior=true"])
+@pytest.mark.parametrize("model", [load_config("tiny", OWN).model, {}, {"cma": {"enabled": False}}])
+def test_an_attention_that_is_not_there_cannot_be_set(text, model):
+    with pytest.raises(ConfigError, match="no cross-modal attention"):
+        resolved(load_predict([text]), model)
+    assert resolved(load_predict([text]), {"cma": {"enabled": True}}).cma == load_predict([text]).cma
+
+
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
@@ -31,6 +40,7 @@ def test_what_is_null_becomes_the_modes_or_the_models_own():
         (["overlap=4"], "consistent"),  # of no windows
         (["cached_frames=9"], "consistent"),
         (["window=64", "fallback=prior"], "consistent+fallback=prior+window=64"),
+        (["window=64", "overlap=8"], "consistent+window=64"),
         (["window=64", "overlap=4"], "consistent+overlap=4+window=64"),
         (["choice=diverse", "cached_frames=9"], "consistent+cached_frames=9+choice=diverse"),
         (["mode=sa2va", "choice=first", "cma.temporal_prior=true"], "sa2va+cma.temporal_prior=true"),
@@ -46,6 +56,7 @@ def test_every_setting_is_one_that_changes_results_or_one_of_speed():
     names = {name for name, _ in _leaves(settings.model_dump())}
     assert set(changing(settings)) | set(speed(settings)) == names
     assert set(changing(settings)) & set(speed(settings)) == {"cached_frames"}
+    assert changing(settings)["overlap"] == 8
     assert changed(load_predict(["window=64"]), MODEL) == {"window": 64}
 
 
