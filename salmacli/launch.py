@@ -32,7 +32,8 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
     if num_gpus == 1 or is_worker():
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_gpus}"]
-    command += ["-m", "salmacli", *argv]
+    # The dashes keep torchrun from taking our --run for its --run-path.
+    command += ["-m", "--", "salmacli", *argv]
     # Without this torchrun limits every worker to one thread, and says so in a warning.
     threads = max(1, (os.cpu_count() or 1) // num_gpus)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, WORKER: "1"}

@@ -31,7 +31,7 @@ def test_starts_torchrun_with_the_same_arguments(calls: list[dict[str, Any]]) ->
     (call,) = calls
     assert call["command"] == [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"),
-        *("-m", "salmacli", "train", "--cma", "--num-gpus", "4"),
+        *("-m", "--", "salmacli", "train", "--cma", "--num-gpus", "4"),
     ]
     assert call["env"][launch.WORKER] == "1"
     assert int(call["env"]["OMP_NUM_THREADS"]) >= 1
@@ -79,10 +79,10 @@ def test_two_gloo_processes_meet(tmp_path: Path) -> None:
         "dist.destroy_process_group()\n"
     )
     # A stand-in of the package's name, so that only the way in is tested and not what lies behind it.
-    code = f"runpy.run_path(r'{launch.__file__}')['relaunch'](2, ['train', '--x'])"
+    code = f"runpy.run_path(r'{launch.__file__}')['relaunch'](2, ['train', '--run', 'x'])"
     repository = str(Path(launch.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), repository])}
     environment.pop(launch.WORKER, None)
     helper = f"import runpy, sys; sys.path.insert(0, r'{repository}'); {code}"
     subprocess.run([sys.executable, "-c", helper], env=environment, cwd=tmp_path, check=True, timeout=120)
-    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["3.0 ['train', '--x']"] * 2
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["3.0 ['train', '--run', 'x']"] * 2

@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 import tempfile
-import textwrap
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
 
+from salmacli.data.ahead import in_order
+from salmacli.data.frames import Frame, FrameSource
 from salmacli.errors import DataError
+from salmacli.report.captions import INK, PAPER, Colour, caption
 
-Colour = tuple[int, int, int]
 RED: Colour = (235, 45, 75)
-
+_COLOURS: tuple[Colour, ...] = (
+    RED,
+    (40, 120, 255),
+    (30, 180, 90),
+    (255, 150, 20),
+    (160, 80, 255),
+    (0, 190, 210),
+    (235, 205, 40),
+    (255, 110, 200),
+)
 _OPACITY = 0.45
 _GAP = 6  # pixels between frames on a sheet
-_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_MOST_LINES = 40  # of sentences on a sheet
 
 
-def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour = RED) -> NDArray[np.uint8]:
+class Layer(NamedTuple):
+    """One sentence through a video.
+
+    Attributes:
+        text: The sentence.
+        mask: The mask of a frame, (H, W), by its number.
+        colour: In which both are drawn.
+    """
+
+    text: str
+    mask: Callable[[int], NDArray[np.bool_]]
+    colour: Colour = RED
+
+
+def colour_of(number: int) -> Colour:
+    """Colours that are easy to tell apart; from the ninth on they grow alike."""
+    if number < len(_COLOURS):
+        return _COLOURS[number]
+    hue = number * 0.618034 % 1  # the golden ratio never comes back to a hue
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.9, 0.6)[number % 2], (0.95, 0.75, 0.6)[number % 3])
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def overlay(frame: Frame, mask: NDArray[np.bool_], colour: Colour = RED) -> Frame:
     """Tint a frame where the mask is and draw the mask's outline.
 
     Args:
@@ -43,61 +78,66 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour = 
         sizes = f"{mask.shape[1]}x{mask.shape[0]} mask, {frame.shape[1]}x{frame.shape[0]} frame"
         raise DataError(f"mask and frame differ in size ({sizes})", "predict again for these frames")
     drawn = frame.copy()
-    if mask.any():
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows):
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # all that follows is as large as that
+        inside, part = mask[box], drawn[box]
         tint = np.asarray(colour, dtype=np.float32)
-        drawn[mask] = ((1 - _OPACITY) * frame[mask] + _OPACITY * tint).astype(np.uint8)
+        part[inside] = ((1 - _OPACITY) * part[inside] + _OPACITY * tint).astype(np.uint8)
         width = max(1, round(min(mask.shape) / 270))  # the same to the eye at every size
-        drawn[mask & ~binary_erosion(mask, iterations=width)] = colour
+        part[inside & ~binary_erosion(inside, iterations=width)] = colour
     return drawn
 
 
-def overlay_sheet(
-    frames: Sequence[NDArray[np.uint8]],
-    masks: Sequence[NDArray[np.bool_]],
-    caption: str,
-    numbers: Sequence[int] | None = None,
-    limit: int = 8,
-) -> Image.Image:
-    """One picture of frames spread evenly over the clip, with their masks.
+def overlay_sheet(source: FrameSource, layers: Sequence[Layer], limit: int = 8) -> Image.Image:
+    """One picture of frames spread evenly over a video, with their masks, under the sentences.
 
     Args:
-        frames: RGB images (H, W, 3), all of one size.
-        masks: A mask (H, W) per frame.
-        caption: Usually the sentence; stands above the frames.
-        numbers: The frames' numbers in the video; 0, 1, … by default.
+        source: Only the frames that are drawn are read.
+        layers: At least one.
         limit: At most so many frames are drawn.
 
     Raises:
-        DataError: There is no frame, or not one mask per frame.
+        DataError: There is no frame, or one cannot be read.
     """
-    if not frames or len(frames) != len(masks):
-        raise DataError(f"{len(frames)} frames and {len(masks)} masks cannot be drawn", "give one mask per frame")
-    numbers = range(len(frames)) if numbers is None else numbers
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int)).tolist()
+    if not len(source):
+        raise DataError(f"{source.path} has no frames to draw", "give at least one frame")
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)).tolist()
     columns = len(chosen) if len(chosen) <= 3 else 4 if len(chosen) > 4 else 2
-    rows = -(-len(chosen) // columns)
-
-    width, height = _cell_size(frames[0].shape[:2], columns)
+    width, height = _cell_size(source.size, columns)
     letter = max(12, width // 22)
-    font = ImageFont.load_default(size=letter)
     line = round(letter * 1.4)
     sheet_width = columns * (width + _GAP) + _GAP
-    lines = textwrap.wrap(caption, max(10, int(sheet_width / (letter * 0.55)))) or [""]
-    head = len(lines) * line + 2 * _GAP
-    sheet = Image.new("RGB", (sheet_width, head + rows * (height + line + _GAP) + _GAP), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.multiline_text((_GAP, _GAP), "\n".join(lines), fill=_INK, font=font, spacing=line - letter)
-    for place, index in enumerate(chosen):
+    head = caption([(layer.text, layer.colour) for layer in layers], sheet_width, max(16, letter), _MOST_LINES, each=3)
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (sheet_width, head.height + rows * (height + line + _GAP) + _GAP), PAPER)
+    sheet.paste(head, (0, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=letter)
+    for place, (number, frame) in enumerate(zip(chosen, source.read(chosen, ahead=1), strict=True)):
         left = _GAP + place % columns * (width + _GAP)
-        top = head + place // columns * (height + line + _GAP)
-        picture = Image.fromarray(overlay(frames[index], masks[index]))
+        top = head.height + place // columns * (height + line + _GAP)
+        picture = Image.fromarray(_drawn(frame, number, layers))
         sheet.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (left, top))
-        share = f"{masks[index].mean():.1%} of the frame" if masks[index].any() else "no mask"
-        draw.text((left, top + height + 1), f"frame {numbers[index]}: {share}", fill=_INK, font=font)
+        draw.text((left, top + height + 1), _told(number, layers), fill=INK, font=font)
     return sheet
 
 
-def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]], fps: float = 10.0) -> None:
+def overlay_frames(source: FrameSource, layers: Sequence[Layer]) -> Generator[Frame, None, None]:
+    """Every frame of a video with its masks, under a strip with the sentences; few frames are held at once."""
+    height, width = source.size
+    letter = max(13, min(width // 45, height // 12))
+    most = max(2, round(0.4 * height / (1.4 * letter)))
+    strip = np.asarray(caption([(layer.text, layer.colour) for layer in layers], width, letter, most))
+
+    def draw(one: tuple[int, Frame]) -> Frame:
+        number, frame = one
+        return np.concatenate([strip, _drawn(frame, number, layers)])
+
+    with closing(in_order(draw, enumerate(source), threads=2, ahead=4)) as frames:
+        yield from frames
+
+
+def write_video(path: str | os.PathLike[str], frames: Iterable[Frame], fps: float = 10.0) -> None:
     """Write RGB frames (H, W, 3) as an H.264 mp4 that browsers play, one frame in memory at a time.
 
     Odd sizes, which H.264 with halved colour cannot hold, are padded by one repeated row or column.
@@ -117,7 +157,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
             for frame in frames:
                 even = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode="edge")
                 if stream is None:
-                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
                     stream.height, stream.width = even.shape[:2]
                     stream.pix_fmt = "yuv420p"
                     stream.options = {"crf": "20"}
@@ -135,8 +175,22 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[NDArray[np.uint8]
         raise
 
 
+def _drawn(frame: Frame, number: int, layers: Sequence[Layer]) -> Frame:
+    for layer in layers:
+        frame = overlay(frame, layer.mask(number), layer.colour)
+    return frame
+
+
+def _told(number: int, layers: Sequence[Layer]) -> str:
+    """What stands under a frame of a sheet."""
+    if len(layers) > 1:
+        return f"frame {number}"
+    share = layers[0].mask(number).mean()
+    return f"frame {number}: {share:.1%} of the frame" if share else f"frame {number}: no mask"
+
+
 def _cell_size(size: tuple[int, ...], columns: int) -> tuple[int, int]:
     """Width and height of one frame on a sheet of about 1600 pixels: small frames grow, large ones shrink."""
     height, width = size
     factor = min(1600 / columns / width, 3.0)
-    return round(width * factor), round(height * factor)
+    return max(1, round(width * factor)), max(1, round(height * factor))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -90,6 +91,24 @@ def test_a_sam_2_beside_a_released_model_gives_the_second_decoder(both: Conversi
     loaded, _ = load_checkpoint(both.out)
     assert loaded.grounding.propagation_decoder is loaded.grounding.propagator
     assert "its own mask decoder beside the trained one" in (both.out / "README.md").read_text()
+
+
+def test_the_released_mode_is_as_without_it(both: Conversion, released: Path, tmp_path: Path) -> None:
+    from salmacli.config.schema import PredictConfig
+    from salmacli.engine.prediction.predictor import Predictor
+
+    alone = convert(released, out=tmp_path / "alone").out
+    video = list(np.random.default_rng(0).integers(0, 255, (8, 24, 40, 3), dtype=np.uint8))
+    logits: dict[str, list[Any]] = {"sa2va": [], "consistent": []}
+    for path in (alone, both.out):
+        model, _ = load_checkpoint(path)
+        for mode, found in logits.items():
+            settings = PredictConfig(mode=mode, choice="first", key_frames=2)  # type: ignore[arg-type]
+            (track,) = Predictor(model, settings).video(video, ["the cat"], answer="Sure, [SEG].", keep_logits=True)
+            found.append(track.logits)
+    assert np.array_equal(*logits["sa2va"])
+    one, two = logits["consistent"]
+    assert np.array_equal(one[:2], two[:2]) and not np.array_equal(one[2:], two[2:]), "language is the first's"
 
 
 def test_every_form_holds_both(both: Conversion, released: Path, sam2: Path, tmp_path: Path) -> None:

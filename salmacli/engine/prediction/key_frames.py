@@ -46,6 +46,7 @@ def farthest(points: Tensor, count: int) -> list[int]:
     chosen = [int((points - points.mean(0)).norm(dim=1).argmin())]
     distance = (points - points[chosen[0]]).norm(dim=1)
     while len(chosen) < min(count, len(points)):
+        distance[chosen] = -1.0  # frames that look alike are still different frames
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
     return chosen

@@ -140,8 +140,7 @@ class Predictor:
         count, how = settings.key_frames or 1, settings.choice or "uniform"
         chosen = [window.start + n for n in choose(how, len(window), count, settings.cached_frames, looks)]
         keys = sorted(set(chosen))
-        if self.mode != "frames":
-            seen.update(features.hold(keys))
+        seen.update(features.hold(keys))
         pictures = [seen[number] if number in seen else source[number] for number in chosen]
         shown = to_language(self.model, self.mode, pictures, source.still)
         return keys, Conversation(self.model, self.mode, shown, self._expressions, settings.max_new_tokens)

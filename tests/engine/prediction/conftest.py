@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from salmacli.checkpoints.layouts import Layout
 from salmacli.checkpoints.load import CheckpointInfo
@@ -14,6 +17,7 @@ from salmacli.data import rle
 from salmacli.data.synthetic import open_synthetic
 from salmacli.engine.prediction.benchmark import Job
 from salmacli.engine.prediction.tracks import Track
+from salmacli.models.salma import Salma
 
 
 class Quick:
@@ -92,3 +96,40 @@ def make_job(tmp_path, benchmark):
         return Job(of or benchmark, info, load_config("tiny").model, load_predict(assignments, **given))
 
     return make
+
+
+@contextmanager
+def _saying(model: Salma, *answers: str) -> Iterator[None]:
+    """Let the LLM give these answers to the expressions of every batch, in order and again from the first."""
+    tokenizer, mllm, kept = model.tokenizer, model.mllm, model.mllm.answer
+    scripts = [tokenizer(answer, add_special_tokens=False)["input_ids"] + [mllm.end_id] for answer in answers]
+
+    def answer(prefix, questions, max_new_tokens, forced=None):
+        if forced is None:
+            forced = [torch.tensor(scripts[n % len(scripts)]) for n in range(len(questions))]
+        return kept(prefix, questions, max_new_tokens, forced=forced)
+
+    mllm.answer = answer
+    try:
+        yield
+    finally:
+        del mllm.answer
+
+
+@pytest.fixture
+def saying():
+    """A context in which a model's LLM gives certain answers."""
+    return _saying
+
+
+@pytest.fixture
+def speaking(tiny_model: Salma) -> Iterator[Salma]:
+    """A random LLM does not say [SEG]; this one is held to."""
+    with _saying(tiny_model, "[SEG]"):
+        yield tiny_model
+
+
+@pytest.fixture
+def frames() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (30, 44, 3)).astype(np.uint8) for _ in range(5)]

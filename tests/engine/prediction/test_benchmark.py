@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from salmacli.checkpoints.load import load_checkpoint
+from salmacli.config.loading import load_config
 from salmacli.config.schema import PredictConfig
 from salmacli.data.rle import decode
 from salmacli.data.synthetic import open_synthetic
@@ -56,7 +57,7 @@ def test_the_record_says_what_makes_the_predictions(make_job, benchmark, load):
     assert record["checkpoint"].keys() == {"path", "step", "sha256"}
     assert record["settings"] == {"fallback": "previous", "window": 64}
     assert record["resolved"]["precision"] == ("bf16" if torch.cuda.is_available() else "fp32")
-    assert (record["resolved"]["key_frames"], record["resolved"]["choice"]) == (5, "uniform")
+    assert (record["resolved"]["key_frames"], record["resolved"]["choice"]) == (4, "uniform")
     assert record["speed"]["readers"] == 2 and "readers" not in record["resolved"]
     assert {path.stem for path in job.folder.glob("*.json")} == {v.name for v in benchmark.videos} | {"prediction"}
     assert job.origin() == {"run": None, "config": {"cma": False, "topk": 2, "mba": "gate", "seed": 3}}
@@ -160,7 +161,7 @@ def test_what_was_begun_in_one_precision_goes_on_in_it(make_job, benchmark, load
 
 def test_an_unreadable_frame_costs_its_video_and_nothing_else(make_job, small_synthetic, load, listener, tmp_path):
     root = tmp_path / "data"
-    shutil.copytree(small_synthetic / "mevis", root / "mevis")
+    shutil.copytree(small_synthetic, root)
     benchmark = open_synthetic("mevis", root, "valid_u")
     job = make_job(of=benchmark)
     first = benchmark.videos[0]
@@ -219,8 +220,10 @@ def test_a_plan_is_made_without_the_model(benchmark, run_checkpoint, monkeypatch
             plan(both_or_none[0], benchmark, PredictConfig(), both_or_none[1])
     with pytest.raises(CheckpointError):
         plan(None, benchmark, PredictConfig(), run_checkpoint / "nowhere")
-    with pytest.raises(ConfigError, match="sa2va"):
-        plan(None, benchmark, PredictConfig(mode="sa2va", choice="uniform"), run_checkpoint)
+    plain = load_config("tiny").model
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.config_of", lambda *_: plain)
+    with pytest.raises(ConfigError, match="no cross-modal attention"):
+        plan(None, benchmark, PredictConfig(cma={"frames": "all"}), run_checkpoint)
 
 
 def test_the_newest_model_of_a_run_in_the_precision_that_is_asked_for(run_checkpoint):

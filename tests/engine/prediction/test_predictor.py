@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -36,37 +34,6 @@ WAYS = [
     {"mode": "consistent", "fallback": "prior"},
     {"mode": "consistent", "fallback": "force-seg"},
 ]
-
-
-@contextmanager
-def saying(model: Salma, *answers: str) -> Iterator[None]:
-    """Let the LLM give these answers to the expressions of every batch, in order and again from the first."""
-    tokenizer, mllm, kept = model.tokenizer, model.mllm, model.mllm.answer
-    scripts = [tokenizer(answer, add_special_tokens=False)["input_ids"] + [mllm.end_id] for answer in answers]
-
-    def answer(prefix, questions, max_new_tokens, forced=None):
-        if forced is None:
-            forced = [torch.tensor(scripts[n % len(scripts)]) for n in range(len(questions))]
-        return kept(prefix, questions, max_new_tokens, forced=forced)
-
-    mllm.answer = answer
-    try:
-        yield
-    finally:
-        del mllm.answer
-
-
-@pytest.fixture
-def speaking(tiny_model: Salma) -> Iterator[Salma]:
-    """A random LLM does not say [SEG]; this one is held to."""
-    with saying(tiny_model, "[SEG]"):
-        yield tiny_model
-
-
-@pytest.fixture
-def frames() -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 255, (30, 44, 3)).astype(np.uint8) for _ in range(5)]
 
 
 def predictor(model: Salma, **settings) -> Predictor:
@@ -102,7 +69,7 @@ def test_masks_have_the_frames_size_and_expressions_differ(speaking, frames, mod
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_together_is_as_one_by_one_and_every_frame_is_encoded_once(lively, video, way, monkeypatch):
+def test_together_is_as_one_by_one_and_every_frame_is_encoded_once(lively, video, way, monkeypatch, saying):
     """The promise of the engine: sharing is exact, and the encoder's work does not depend on who asks."""
     encoded = []
     original = type(lively.grounding).encode
@@ -121,7 +88,7 @@ def test_together_is_as_one_by_one_and_every_frame_is_encoded_once(lively, video
 
 
 @pytest.mark.parametrize("way", WAYS[:6], ids=str)
-def test_batches_of_any_size_give_the_same(lively, video, way):
+def test_batches_of_any_size_give_the_same(lively, video, way, saying):
     with saying(lively, "[SEG]", "It is [SEG]."):
         whole = predictor(lively, **way).video(video, TEXTS, keep_logits=True)
         settings = PredictConfig(frames_at_once=3, expressions_at_once=2, readers=1, **way)
@@ -141,7 +108,7 @@ def test_batches_of_any_size_give_the_same(lively, video, way):
     ({"mode": "consistent"}, {"memories": 1}),
     ({"mode": "consistent"}, {"conditioning": 1}),
 ], ids=str)  # fmt: skip
-def test_an_option_changes_what_it_says(lively, video, way, other):
+def test_an_option_changes_what_it_says(lively, video, way, other, saying):
     with saying(lively, "[SEG]"):
         before, after = (
             predictor(lively, **one).video(video, TEXTS[:1], keep_logits=True)[0] for one in (way, {**way, **other})
@@ -149,7 +116,7 @@ def test_an_option_changes_what_it_says(lively, video, way, other):
     assert not np.allclose(before.logits, after.logits, atol=1e-5)
 
 
-def test_a_temporal_prior_acts_from_the_second_frame_on(lively, video):
+def test_a_temporal_prior_acts_from_the_second_frame_on(lively, video, saying):
     with saying(lively, "[SEG]"):
         plain, prior = (
             predictor(lively, mode="frames", cma={"temporal_prior": on}).video(video, TEXTS[:1], keep_logits=True)[0]
