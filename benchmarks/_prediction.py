@@ -90,6 +90,8 @@ def config_of(size: str, mode: str) -> ModelConfig:
     }
     if mode == "sa2va":
         changed["mask_token"] = "best-of-three"
+    if mode == "sa2va" and size == "real":  # the public code moves to bfloat16 as a whole
+        changed["mllm"] = changed["mllm"].model_copy(update={"rotary": "rounded-frequencies"})
     return config.model_copy(update=changed)
 
 

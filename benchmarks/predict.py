@@ -35,7 +35,7 @@ from _prediction import ANSWER, MODES, PICTURES, TEXTS, Public, build, config_of
 from _shares import shares, shares_table
 from PIL import Image
 
-from salmacli.config.schema import PredictConfig
+from salmacli.config.loading import load_predict
 from salmacli.data import rle
 from salmacli.data.frames import arrays, frames_of
 from salmacli.engine.prediction.predictor import Predictor
@@ -69,6 +69,7 @@ def main() -> None:
         "frames": options.frames,
         "picture": PICTURES[options.size],
         "expressions": options.expressions,
+        "settings": options.set,
     }
     frames = video(options.frames, PICTURES[options.size])
     texts = TEXTS[: options.expressions]
@@ -95,9 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--expressions", type=int, default=16, help=f"at most {len(TEXTS)}")
     parser.add_argument("--unshared", type=int, help="expressions of naive and public; all, and 2 where not tiny")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of prediction, as JSON values"
-    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of prediction")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--lengths", type=int, nargs="+", default=[50, 500, 2000], help="frames, for memory")
     parser.add_argument("--public", type=Path, help="folder of the public code")
@@ -105,15 +104,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="benchmarks/results/predict-SIZE.json")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.public and not (options.public / "modeling_sa2va_chat.py").exists():
+        parser.error(
+            f"{options.public} has no modeling_sa2va_chat.py; in a checkout it is projects/llava_sam2/hf/models"
+        )
     options.unshared = min(
         options.unshared or (options.expressions if options.size == "tiny" else 2), options.expressions
     )
     return options
-
-
-def settings_of(mode: str, options: argparse.Namespace) -> PredictConfig:
-    given = dict(one.split("=", 1) for one in options.set)
-    return PredictConfig.model_validate({"mode": mode, **{name: json.loads(value) for name, value in given.items()}})
 
 
 # Speed.
@@ -124,7 +122,7 @@ def speed(
 ) -> dict[str, Any]:
     """Seconds per expression of every way, their ratios, and how far the masks agree."""
     model = build(config_of(options.size, mode), device)
-    predictor = Predictor(model, settings_of(mode, options))
+    predictor = Predictor(model, load_predict(options.set, mode=mode))
     few = texts[: options.unshared]
 
     def shared() -> list[np.ndarray]:
@@ -173,7 +171,7 @@ def where_time_goes(
 ) -> dict[str, Any]:
     """Seconds and FLOPs of the parts, in the shared way."""
     config = config_of(options.size, mode)
-    predictor = Predictor(build(config, device), settings_of(mode, options))
+    predictor = Predictor(build(config, device), load_predict(options.set, mode=mode))
     predictor.video(arrays(frames[:8]), texts, answer=ANSWER)
     say(f"shares: {mode}")
     return shares(predictor, config, frames, texts)
@@ -221,7 +219,7 @@ def lay_out(folder: Path, lengths: Sequence[int]) -> None:
 
 def predict_one(job: dict[str, Any]) -> None:
     """What the measured process does."""
-    settings = PredictConfig.model_validate(job["settings"])
+    settings = load_predict(**job["settings"])
     model = build(config_of("tiny", str(settings.mode)), torch.device("cpu"))
     tracks = Predictor(model, settings).video(frames_of(job["video"]), TEXTS[:4], answer=ANSWER)
     print(sum(len(rle.decode({"size": tracks[0].size, "counts": track.counts[-1]})) for track in tracks))

@@ -61,8 +61,10 @@ def combine(
     notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
     notes += _untie(sections, tensors, trained)
     notes += _fit_vocabulary(sections, tensors, base, trained, len(tokenizer), seed)
-    stated = "inference_mode" in (model or {}) or bool(sections["sam2"].get("two_decoders"))
-    notes += settle_decoders(sections, tensors, two_decoders, stated and not trained)
+    # A whole config states its mode; that of a training file is the released Sa2VA's, which knows of one decoder.
+    own = "inference_mode" in (model or {}) or bool(sections["sam2"].get("two_decoders"))
+    stated = own and (not trained or "sam2" in (model or {}))
+    notes += settle_decoders(sections, tensors, two_decoders, stated)
     if trained:
         sections["mllm"] = {**sections["mllm"], "rotary": released_rotary(tensors, sections["mllm"]["native"])}
     outline = empty_model(_config(sections, place), tokenizer)

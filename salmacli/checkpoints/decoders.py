@@ -96,7 +96,8 @@ def _with_original(sam2: Parts, whole: Parts | None) -> Parts:
     if whole is None:
         return replace(sam2, tensors={**sam2.tensors, **second})
     _check_frozen(sam2, whole)
-    return replace(sam2, tensors=second, model={})
+    note = f"all but its mask decoder is in {whole.name} already, rounding aside"
+    return replace(sam2, tensors=second, model={}, notes=(*sam2.notes, note))
 
 
 def _check_frozen(sam2: Parts, whole: Parts) -> None:

@@ -49,8 +49,8 @@ def convert(
     base: Annotated[
         list[str] | None,
         typer.Option(
-            help="What FILE was trained on, or a part it lacks, such as SAM 2 with its own mask decoder: hub id or path; "
-            "repeatable."
+            help="What FILE was trained on, or a part it lacks, such as a SAM 2 with its own mask decoder: a hub id or "
+            "path; repeatable."
         ),
     ] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="LoRA's alpha, which no training file holds.")] = None,

@@ -1,19 +1,45 @@
-"""``salma predict``: frames and sentences → masks, a picture and a short video to look at."""
+"""``salma predict``: frames and sentences → masks, pictures and short videos to look at."""
 
 from __future__ import annotations
 
-import re
+import math
+import os
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from salmacli.commands.options import ModeOption
+from salmacli.commands.options import (
+    PREDICTION,
+    CheckpointOption,
+    FallbackOption,
+    ModeOption,
+    PrecisionOption,
+    RunOption,
+    SettingsOption,
+    prediction_settings,
+)
+from salmacli.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from salmacli.checkpoints.load import CheckpointInfo
+    from salmacli.data.frames import FrameSource
+    from salmacli.engine.prediction.predictor import Predictor
     from salmacli.engine.prediction.tracks import Track
+    from salmacli.engine.progress import Progress
+    from salmacli.engine.run_folder import RunFolder
+
+OUTPUT = "Output"  # a panel in --help
+
+
+class Kind(str, Enum):
+    """What ``--write`` takes."""
+
+    rle = "rle"
+    masks = "masks"
+    overlay = "overlay"
+    video = "video"
 
 
 def predict(
@@ -21,79 +47,171 @@ def predict(
         Path, typer.Argument(metavar="FRAMES_OR_VIDEO", help="A folder of frames, a video or a picture.")
     ],
     text: Annotated[list[str], typer.Option(help="What to segment; repeatable.")],
-    run: Annotated[Optional[Path], typer.Option(help="Folder of a run; the newest one if not given.")] = None,  # noqa: UP045 - Typer evaluates this on Python 3.10
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint instead of a run's newest.")] = None,
+    run: RunOption = None,
+    checkpoint: CheckpointOption = None,
     mode: ModeOption = None,
+    fallback: FallbackOption = None,
+    precision: PrecisionOption = None,
+    settings: SettingsOption = None,
     answer: Annotated[
-        str | None, typer.Option(help="What the model answers, with [SEG]; its own words if not given.")
+        Optional[str],  # noqa: UP045 - Typer evaluates this on Python 3.10
+        typer.Option(
+            help="What the model answers, with [SEG]; its own words if not given.", rich_help_panel=PREDICTION
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the results go; predictions/<name> if not given.")] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the results; predictions/<name> if not given.", rich_help_panel=OUTPUT),
+    ] = None,
+    write: Annotated[
+        Optional[list[Kind]],  # noqa: UP045
+        typer.Option(
+            help="Run lengths (JSON), masks (PNG), an overlay picture, an overlay video; repeatable, all if not given.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     save_logits: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Also keep logits, [SEG] embedding and masks as arrays.")
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE.npz", help="Also keep logits, [SEG] embedding and masks as arrays.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second of the video that is written.")] = 10.0,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    fps: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0.1, max=1000, help="Of the overlay video; as the source, 10 for a folder.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier prediction.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
-    """Segment what a sentence means in a video or picture."""
+    """Segment what sentences mean in a video or picture."""
+    how = prediction_settings(mode, fallback, precision, settings)
+    _check_words(text, answer, fps)
+    folder = Path("predictions") / _name(source) if out is None else out
+    _check_places(source, folder, save_logits, len(text), force)
+
     from salmacli.data.frames import frames_of
-    from salmacli.engine.prediction.benchmark import load_model
-    from salmacli.engine.prediction.predictor import Predictor
-    from salmacli.engine.run_folder import RunFolder
-    from salmacli.report.console import emit_json, result, say
 
-    _check(text, answer, save_logits, force)
     frames = frames_of(source)
-    names, pictures = frames.names, list(frames)
-    folder = out or Path("predictions") / (source.resolve().stem or "video")
-    places = [folder / f"{n:02d}-{_slug(sentence)}" for n, sentence in enumerate(text, 1)]
-    _check_free(places, force)
-    chosen = RunFolder(run) if run else RunFolder.newest() if checkpoint is None else None
-    model, info = load_model(chosen, checkpoint)
-    say(f"checkpoint: {info.path} (step {info.step})")
-    predictor = Predictor(model, mode.value if mode else model.config.inference_mode)
-    tracks = predictor.video(pictures, text, still=frames.still, answer=answer)
+    height, width = frames.size  # so the first frame has been read before a model is
+    kinds = {kind.value for kind in write or Kind} - ({"video"} if frames.still else set())
+    if not kinds:
+        raise UsageError(f"{source} is one picture, of which no video is written", "write --write overlay")
+    chosen = _chosen(run, checkpoint)
+
+    from salmacli.config.files import write_atomic
+    from salmacli.engine.prediction.benchmark import load_model
+    from salmacli.engine.prediction.folder import video_record
+    from salmacli.engine.prediction.predictor import Predictor
+    from salmacli.report.console import emit_json, result
+    from salmacli.report.overlays import Layer, colour_of
+    from salmacli.report.prediction_folder import sentence_folders, write_prediction
+    from salmacli.report.progress import TerminalProgress
+
+    progress = TerminalProgress()
+    progress.say(f"source: {source}, {len(frames)} {'frame' if len(frames) == 1 else 'frames'} of {width}x{height}")
+    model, info = load_model(chosen, checkpoint, how.precision)
+    progress.say(f"checkpoint: {info.path} (step {info.step})")
+    predictor = Predictor(model, how, progress.say)
+    tracks = _tracks(predictor, frames, text, answer, save_logits is not None, progress)
+    names = sentence_folders(text)
+    layers = {name: Layer(t.text, t.mask, colour_of(n)) for n, (name, t) in enumerate(zip(names, tracks, strict=True))}
+    record = video_record(_name(source), frames.size, frames.names, names, tracks)
+    arrays = b"" if save_logits is None else _arrays(tracks[0])
+    write_prediction(folder, frames, layers, record, kinds, fps, progress)
     if save_logits is not None:
-        _save_logits(save_logits, tracks[0])
-    rows = [_write(place, names, pictures, track, fps) for place, track in zip(places, tracks, strict=True)]
+        write_atomic(save_logits, arrays)
+    places = [None if kinds == {"rle"} else folder / name for name in names]
+    rows = [_row(track, place) for track, place in zip(tracks, places, strict=True)]
     if as_json:
-        emit_json(
-            {
-                "schema": 1,
-                "source": str(source),
-                "mode": predictor.mode,
-                "checkpoint": info.record(),
-                "expressions": rows,
-            }
-        )
+        emit_json({**_about(source, frames, predictor, info), "out": str(folder), "expressions": rows})
     else:
-        result(_table(rows, len(pictures)))
+        result(_table(rows, len(frames)))
+    progress.say(f"written: {folder}/" + (f" and {save_logits}" if save_logits else ""))
 
 
-def _check(text: list[str], answer: str | None, save_logits: Path | None, force: bool) -> None:
-    """What can be said about the options before a model is loaded."""
+def _check_words(text: list[str], answer: str | None, fps: float | None) -> None:
+    """What can be said about sentences and numbers before anything is read."""
     from salmacli.data.templates import SEG
-    from salmacli.errors import UsageError
 
+    for number, sentence in enumerate(text, 1):
+        if not sentence.strip():
+            raise UsageError(f"--text {number} of {len(text)} is empty", "say what to segment")
+        if not sentence.isascii() and any("\ud800" <= character <= "\udfff" for character in sentence):
+            raise UsageError(f"--text {number} of {len(text)} is not UTF-8: {sentence!r}", "write it in UTF-8")
     if answer is not None and answer.count(SEG) != 1:
         raise UsageError(f"--answer {answer!r} needs one {SEG}", f'write --answer "Sure, {SEG}."')
-    if save_logits is None:
-        return
-    if len(text) != 1:
-        raise UsageError(f"--save-logits keeps the arrays of one --text, not of {len(text)}", "ask one at a time")
-    if save_logits.suffix != ".npz":
-        raise UsageError(f"--save-logits {save_logits} is no .npz", "name a file that ends in .npz")
-    if save_logits.exists() and not force:
-        raise UsageError(f"{save_logits} exists already", "replace it with --force, or name another file")
+    if fps is not None and not math.isfinite(fps):
+        raise UsageError(f"--fps {fps} is no number of frames per second", "write --fps 10")
 
 
-def _save_logits(path: Path, track: Track) -> None:
-    """``logits`` (T, 1, S, S) float32, ``embedding`` (1, C) float32 and ``masks`` (T, H, W) bool."""
+def _check_places(source: Path, folder: Path, save_logits: Path | None, texts: int, force: bool) -> None:
+    """Whether what is predicted can go where it is wanted, before it is predicted."""
+    from salmacli.report.prediction_folder import check_free
+
+    check_free(folder, force, save_logits)
+    if folder.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(f"--out {folder} holds {source}, which would be replaced", "name another folder")
+    if save_logits is not None:
+        if texts != 1:
+            raise UsageError(f"--save-logits keeps the arrays of one --text, not of {texts}", "ask one at a time")
+        if save_logits.suffix != ".npz":
+            raise UsageError(f"--save-logits {save_logits} is no .npz", "name a file that ends in .npz")
+        if save_logits.exists() and not force:
+            raise UsageError(f"{save_logits} exists already", "replace it with --force, or name another file")
+    for option, path in (("--out", folder), ("--save-logits", save_logits)):
+        above = next(place for place in path.absolute().parents if place.exists()) if path else None
+        if above and not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UsageError(f"{option} {path}: nothing can be written in {above}", "name another place")
+
+
+def _chosen(run: Path | None, checkpoint: Path | None) -> RunFolder | None:
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.report.console import say
+
+    if checkpoint is not None:
+        if run is not None:
+            raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
+        return None
+    chosen = RunFolder.choose(run)
+    chosen.newest_checkpoint()
+    say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
+    return chosen
+
+
+def _tracks(
+    predictor: Predictor,
+    frames: FrameSource,
+    text: list[str],
+    answer: str | None,
+    keep_logits: bool,
+    progress: Progress,
+) -> list[Track]:
+    progress.start("predicting", len(frames))
+    try:
+        return predictor.video(frames, text, answer=answer, keep_logits=keep_logits, advance=progress.advance)
+    finally:
+        progress.finish()
+
+
+def _name(source: Path) -> str:
+    """What a video is called: its folder, or its file without suffix."""
+    path = source.resolve()
+    return (path.name if path.is_dir() else path.stem) or "video"
+
+
+def _arrays(track: Track) -> bytes:
+    """An npz: ``logits`` (T, 1, S, S) float32, ``embedding`` (1, C) float32 and ``masks`` (T, H, W) bool."""
     import io
 
     import numpy as np
+    import torch
 
-    from salmacli.config.files import write_atomic
     from salmacli.engine.prediction.tracks import resized
     from salmacli.errors import DataError
 
@@ -101,69 +219,58 @@ def _save_logits(path: Path, track: Track) -> None:
         raise DataError(
             f"the answer {track.answer!r} has no [SEG], so there are no logits", 'try --answer "Sure, [SEG]."'
         )
-    logits = resized(track.logits, (track.side, track.side)).unsqueeze(1)
+    logits = resized(torch.from_numpy(track.logits), (track.side, track.side)).unsqueeze(1)
     arrays = {
-        "logits": logits.float().cpu().numpy(),
+        "logits": logits.numpy(),
         "embedding": track.embedding.float().cpu().numpy()[None],
         "masks": track.masks(),
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _check_free(places: list[Path], force: bool) -> None:
-    from salmacli.errors import UsageError
+def _about(source: Path, frames: FrameSource, predictor: Predictor, info: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "source": str(source),
+        "frames": len(frames),
+        "size": list(frames.size),
+        "mode": predictor.mode,
+        "settings": predictor.settings.model_dump(mode="json"),
+        "checkpoint": info.record(),
+    }
 
-    taken = next((place for place in places if place.exists()), None)
-    if taken is not None and not force:
-        raise UsageError(f"{taken} exists already", "replace it with --force, or name another place with --out")
 
+def _row(track: Track, place: Path | None) -> dict[str, Any]:
+    """What the report says about one sentence."""
+    from salmacli.data import rle
 
-def _write(place: Path, names: tuple[str, ...], frames: list[np.ndarray], track: Track, fps: float) -> dict[str, Any]:
-    """Masks as PNGs, an overlay picture and an overlay video of one expression; what the report says about it."""
-    import io
-    import shutil
-
-    from PIL import Image
-
-    from salmacli.config.files import write_atomic
-    from salmacli.report.overlays import overlay, overlay_sheet, write_video
-
-    masks = track.masks()
-    if place.exists():  # masks of an earlier, longer video must not lie among the new ones
-        shutil.rmtree(place)
-    for name, mask in zip(names, masks, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(mask).convert("L").save(buffer, "PNG")
-        write_atomic(place / "masks" / f"{name}.png", buffer.getvalue())
-    buffer = io.BytesIO()
-    overlay_sheet(frames, list(masks), track.text).save(buffer, "PNG")
-    write_atomic(place / "overlay.png", buffer.getvalue())
-    write_video(place / "overlay.mp4", (overlay(frame, mask) for frame, mask in zip(frames, masks, strict=True)), fps)
+    areas = [rle.bits({"size": list(track.size), "counts": counts}).area() for counts in track.counts]
     return {
         "text": track.text,
         "answer": track.answer,
-        "fallback": "no-seg" if track.logits is None else None if masks.any() else "empty",
-        "frames_with_mask": int(masks.any(axis=(1, 2)).sum()),
-        "mean_area": float(masks.mean()),
-        "folder": str(place),
+        **({"answers": list(track.answers)} if len(set(track.answers)) > 1 else {}),
+        "fallback": track.reason,
+        "empty_frames": track.empty,
+        "filled_frames": track.filled,
+        "frames_with_mask": sum(area > 0 for area in areas),
+        "mean_area": sum(areas) / (len(areas) * track.size[0] * track.size[1]),
+        "folder": str(place) if place else None,
     }
 
 
 def _table(rows: list[dict[str, Any]], frames: int) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
-    for column in ("sentence", "answer", "frames with a mask", "mean area", "written to"):
-        table.add_column(column, overflow="fold")
+    for column in ("sentence", "answer", "frames with a mask", "mean area", "folder"):
+        table.add_column(column, overflow="fold", justify="right" if column == "mean area" else "left")
     for row in rows:
-        note = f" ({row['fallback']})" if row["fallback"] else ""
-        count = f"{row['frames_with_mask']} of {frames}{note}"
-        table.add_row(row["text"], row["answer"], count, f"{row['mean_area']:.1%}", f"{row['folder']}/")
+        notes = [row["fallback"]] if row["fallback"] else []
+        notes += [f"{row['filled_frames']} filled"] if row["filled_frames"] else []
+        count = f"{row['frames_with_mask']} of {frames}" + (f" ({', '.join(notes)})" if notes else "")
+        folder = f"{Path(row['folder']).name}/" if row["folder"] else "–"
+        table.add_row(escape(row["text"]), escape(row["answer"]), count, f"{row['mean_area']:.1%}", folder)
     return table
-
-
-def _slug(sentence: str) -> str:
-    """A short file name of a sentence."""
-    return re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:40].rstrip("-") or "expression"

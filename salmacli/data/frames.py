@@ -120,7 +120,7 @@ class FrameSource:
         if frame.shape[:2] != self.size:
             (height, width), (rows, columns) = self.size, frame.shape[:2]
             raise DataError(
-                f"frame {self.names[number]} of {self.path} is {rows}x{columns}, the first is {height}x{width}",
+                f"frame {self.names[number]} of {self.path} is {columns}x{rows}, the first is {width}x{height}",
                 "bring all frames of a video to one size",
             )
         return frame

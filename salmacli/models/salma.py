@@ -158,8 +158,8 @@ class Salma(nn.Module):
         features = self.grounding.encode(batch.sam_pixels)
         sights = self.grounding.decodable(features)
         prior = self.prior(sights) if self.cma is not None else None
-        rows = sights.at(batch.frame_of)
-        masks = self.decode(rows, language.at(batch.object_of), None if prior is None else prior[batch.frame_of])
+        pairs = sights.at(batch.frame_of)
+        masks = self.decode(pairs, language.at(batch.object_of), None if prior is None else prior[batch.frame_of])
         # The token at a position is predicted from the one before it; only answers have labels.
         asked = batch.labels[:, 1:] >= 0
         vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])

@@ -105,7 +105,7 @@ def overlay_sheet(source: FrameSource, layers: Sequence[Layer], limit: int = 8) 
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(int)).tolist()
     columns = len(chosen) if len(chosen) <= 3 else 4 if len(chosen) > 4 else 2
     width, height = _cell_size(source.size, columns)
-    letter = max(12, width // 22)
+    letter = min(28, max(12, width // 22))
     line = round(letter * 1.4)
     sheet_width = columns * (width + _GAP) + _GAP
     head = caption([(layer.text, layer.colour) for layer in layers], sheet_width, max(16, letter), _MOST_LINES, each=3)
@@ -127,7 +127,8 @@ def overlay_frames(source: FrameSource, layers: Sequence[Layer]) -> Generator[Fr
     height, width = source.size
     letter = max(13, min(width // 45, height // 12))
     most = max(2, round(0.4 * height / (1.4 * letter)))
-    strip = np.asarray(caption([(layer.text, layer.colour) for layer in layers], width, letter, most))
+    each = 2 if 2 * len(layers) <= most else 1
+    strip = np.asarray(caption([(layer.text, layer.colour) for layer in layers], width, letter, most, each))
 
     def draw(one: tuple[int, Frame]) -> Frame:
         number, frame = one

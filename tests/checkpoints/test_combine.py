@@ -44,6 +44,7 @@ def test_a_whole_model_stays_what_it_is(whole: Parts, released: Path) -> None:
     assert made.model["inference_mode"] == "sa2va"
     (source,) = made.provenance["sources"]
     digest = hashlib.sha256((released / "model.safetensors").read_bytes()).hexdigest()
+    assert combine([whole]).provenance["sources"][0] is source, "files are hashed once"
     assert source == {"name": str(released), "layout": "sa2va", "files": {"model.safetensors": digest}}
 
 

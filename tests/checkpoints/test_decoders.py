@@ -78,6 +78,7 @@ def test_a_sam_2_beside_a_released_model_gives_the_second_decoder(both: Conversi
     told = " | ".join(both.notes)
     count = len(_decoder(ours, TRAINED))
     assert f"differs from SAM 2's own in {count} of {count} tensors (‖Δ‖/‖original‖" in told
+    assert f"{sam2}: all but its mask decoder is in {released} already, rounding aside" in told
     assert "own mode becomes consistent instead of sa2va" in told
     rows = {row.module: row for row in both.modules}
     assert (rows[ORIGINAL].changed, rows[ORIGINAL].new, rows[ORIGINAL].tensors) == (0, 0, count)
@@ -171,6 +172,10 @@ def test_a_training_on_a_released_model(
     model, _ = load_checkpoint(adapter.out)
     assert model.config.model_dump(mode="json") == read_contents(made.out)[2].model
     assert fingerprint_of(read_contents(adapter.out)[2].tensors) == made.fingerprint
+    header = json.loads((adapter.out / "config.json").read_text())
+    header["model"]["inference_mode"] = "frames"
+    (adapter.out / "config.json").write_text(json.dumps(header))
+    assert read_contents(adapter.out)[2].model["inference_mode"] == "frames", "what its config says stands"
     # A base that has both already needs no SAM 2 beside it.
     on_both = assemble(training_file, Recipe((both.out,), 8.0)).contents
     assert fingerprint_of(on_both.tensors) == made.fingerprint

@@ -96,9 +96,9 @@ def test_frames_of_different_sizes_are_refused(tmp_path):
     picture(tmp_path / "b.png", size=(21, 30))
     picture(tmp_path / "c.png")
     source = frames_of(tmp_path)
-    with pytest.raises(DataError, match=r"frame b .* is 21x30, the first is 20x30"):
+    with pytest.raises(DataError, match=r"frame b .* is 30x21, the first is 30x20"):
         list(source)
-    with pytest.raises(DataError, match=r"frame b .* is 21x30, the first is 20x30"):
+    with pytest.raises(DataError, match=r"frame b .* is 30x21, the first is 30x20"):
         source[1]
     assert len(list(source.read([2, 0]))) == 2
 

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
+from salmacli.data.frames import arrays, frames_of
 from salmacli.errors import DataError
-from salmacli.report.overlays import RED, overlay, overlay_sheet, write_video
+from salmacli.report.overlays import RED, Layer, colour_of, overlay, overlay_frames, overlay_sheet, write_video
 
 
 def _clip(count: int = 9, height: int = 51, width: int = 64) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -42,29 +43,82 @@ def test_sizes_must_agree() -> None:
         overlay(frames[0], np.ones((20, 64), bool))
 
 
-def test_a_sheet_shows_frames_from_first_to_last() -> None:
-    frames, masks = _clip(count=30, height=50, width=60)
-    frames = [np.full_like(frame, n * 8) for n, frame in enumerate(frames)]
-    sheet = np.asarray(overlay_sheet(frames, [np.zeros_like(mask) for mask in masks], "the box"))
+def test_a_mask_may_touch_the_border() -> None:
+    frame = np.full((20, 30, 3), 100, np.uint8)
+    drawn = overlay(frame, np.ones((20, 30), bool))
+    edge = np.ones((20, 30), bool)
+    edge[1:-1, 1:-1] = False
+    assert (drawn[edge] == RED).all() and (drawn[~edge] != RED).any(axis=1).all()
+
+
+def _layers(masks: list[np.ndarray], texts: list[str]) -> list[Layer]:
+    return [Layer(text, masks.__getitem__, colour_of(number)) for number, text in enumerate(texts)]
+
+
+def test_a_sheet_shows_frames_from_first_to_last_and_reads_no_others() -> None:
+    class Counting(list):
+        def __getitem__(self, number):
+            read.append(number)
+            return super().__getitem__(number)
+
+    read: list[int] = []
+    frames = Counting(np.full((50, 60, 3), n * 8, np.uint8) for n in range(30))
+    sheet = np.asarray(overlay_sheet(arrays(frames), _layers([np.zeros((50, 60), bool)] * 30, ["the box"])))
     greys = {int(value) for value in sheet.reshape(-1, 3)[:, 0]}
-    for shown in (0, 29):
-        assert shown * 8 in greys
-    assert 2 * 8 not in greys  # 8 of 30 frames: 0, 4, 8, …
+    assert {0, 29 * 8} < greys and 2 * 8 not in greys  # 8 of 30 frames: 0, 4, 8, …
+    assert sorted(set(read)) == [0, 4, 8, 12, 17, 21, 25, 29]
 
 
 def test_a_sheet_grows_with_a_long_caption() -> None:
     frames, masks = _clip(count=2)
-    short, long = overlay_sheet(frames, masks, "a"), overlay_sheet(frames, masks, "many words " * 60)
+    short, long = (overlay_sheet(arrays(frames), _layers(masks, [text])) for text in ("a", "many words " * 60))
     assert long.height > short.height
     assert long.width == short.width
 
 
-def test_a_sheet_needs_one_mask_per_frame() -> None:
-    frames, masks = _clip()
-    with pytest.raises(DataError, match="9 frames and 8 masks"):
-        overlay_sheet(frames, masks[:-1], "x")
-    with pytest.raises(DataError, match="0 frames"):
-        overlay_sheet([], [], "x")
+def test_a_sheet_of_several_sentences_has_each_in_its_colour() -> None:
+    frames, masks = _clip(count=3)
+    other = [np.roll(mask, 20, axis=0) for mask in masks]
+    layers = [Layer("a", masks.__getitem__, colour_of(0)), Layer("b", other.__getitem__, colour_of(1))]
+    sheet = np.asarray(overlay_sheet(arrays(frames), layers))
+    assert all((sheet == colour_of(n)).all(axis=2).sum() > 200 for n in (0, 1))
+    assert not (sheet == colour_of(2)).all(axis=2).any()
+
+
+def test_a_sheet_needs_a_frame() -> None:
+    with pytest.raises(DataError, match="no frames"):
+        overlay_sheet(arrays([]), [Layer("a", lambda n: np.zeros((1, 1), bool))])
+
+
+@pytest.mark.parametrize("size", [(180, 320), (1080, 1920), (640, 360), (20, 600), (5, 7), (1, 1)])
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_frames_keep_their_pixels_under_a_strip_of_one_height(size, count) -> None:
+    frames = [np.full((*size, 3), 100, np.uint8)] * 2
+    masks = [np.zeros(size, bool)] * 2
+    drawn = list(overlay_frames(arrays(frames), _layers(masks, ["the red circle that moves"] * count)))
+    assert len({frame.shape for frame in drawn}) == 1 and drawn[0].shape[1:] == (size[1], 3)
+    strip = drawn[0].shape[0] - size[0]
+    assert 13 < strip <= max(60, 0.6 * size[0])
+    assert all((frame[strip:] == 100).all() for frame in drawn)
+    if size[1] >= 300:
+        assert (drawn[0][:strip] < 80).any()  # ink
+
+
+def test_overlay_frames_are_a_stream() -> None:
+    read = []
+
+    class Counting(list):
+        def __getitem__(self, number):
+            read.append(number)
+            return super().__getitem__(number)
+
+    frames, masks = Counting([np.zeros((8, 8, 3), np.uint8)] * 200), [np.zeros((8, 8), bool)] * 200
+    drawn = overlay_frames(arrays(frames), _layers(masks, ["a"]))
+    next(drawn)
+    assert len(read) < 40
+    before = threading.active_count()
+    drawn.close()
+    assert threading.active_count() < before
 
 
 def test_a_video_plays_back_what_was_written(tmp_path: Path) -> None:
@@ -91,8 +145,8 @@ def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_real_frames(shared_data: Path) -> None:
-    frame = np.asarray(Image.open(sorted((shared_data / "real_frames").glob("*.jpg"))[0]).convert("RGB"))
-    mask = np.zeros(frame.shape[:2], bool)
+    source = frames_of(shared_data / "real_frames")
+    mask = np.zeros(source.size, bool)
     mask[100:300, 200:500] = True
-    sheet = overlay_sheet([frame] * 5, [mask] * 5, "the child who jumps")
+    sheet = overlay_sheet(source, [Layer("the child who jumps", lambda number: mask)])
     assert sheet.width > 800

@@ -70,7 +70,7 @@ class VideoFeatures:
             start += len(group)
             fresh = [number for number in group if number not in self._held]
             ready = dict(zip(fresh, self._one_by_one([next(pixels) for _ in fresh]), strict=True))
-            parts = [self._held.get(number) or ready[number] for number in group]
+            parts = [ready[number] if number in ready else self._held[number] for number in group]
             for number in fresh:
                 if number in keep:
                     self._held[number] = _own(ready[number])
@@ -96,6 +96,5 @@ class VideoFeatures:
 
 def _own(features: FrameFeatures) -> FrameFeatures:
     """A copy: a slice would keep its whole batch alive."""
-    return FrameFeatures(
-        *(level.clone() for level in (features.stride4, features.stride8, features.stride16)), features.position
-    )
+    stride4, stride8, stride16 = (level.clone() for level in (features.stride4, features.stride8, features.stride16))
+    return FrameFeatures(stride4, stride8, stride16, features.position)

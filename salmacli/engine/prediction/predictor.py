@@ -62,11 +62,8 @@ class Predictor:
         if self.settings.attention != "auto":
             _attend_by(model, self.settings.attention)
         if self.settings.compile:
-            for part in (
-                model.grounding.image_encoder,
-                model.grounding.sam_mask_decoder,
-                model.mllm.parts()["vision tower"],
-            ):
+            sam2, tower = model.grounding, model.mllm.parts()["vision tower"]
+            for part in (tower, sam2.image_encoder, *{sam2.sam_mask_decoder, sam2.propagator}):
                 part.compile()
 
     @property

@@ -66,10 +66,8 @@ class Tracker:
             frame = prompted.at(slice(row, row + 1))
             given[keys[row]] = self._remember(propagation, frame, masks)
             yield keys[row], frame, masks.logits.float()
-        for reverse, numbers in (
-            (True, range(keys[0] - 1, window.start - 1, -1)),
-            (False, range(keys[0], window.stop)),
-        ):
+        backwards, forwards = range(keys[0] - 1, window.start - 1, -1), range(keys[0], window.stop)
+        for reverse, others in ((True, backwards), (False, forwards)):
             bank = MemoryBank(
                 self.model.grounding,
                 given,
@@ -78,9 +76,9 @@ class Tracker:
                 recent=self.settings.memories,
                 conditioning=self.settings.conditioning,
             )
-            for group, batch in self.features.stream([number for number in numbers if number not in given], keep):
-                for row, number in enumerate(group):
-                    frame = batch.at(slice(row, row + 1))
+            for numbers, group in self.features.stream([number for number in others if number not in given], keep):
+                for row, number in enumerate(numbers):
+                    frame = group.at(slice(row, row + 1))
                     yield number, frame, self._follow(propagation, bank, number, frame)
 
     def _decode(self, numbers: Sequence[int], group: FrameFeatures) -> Iterator[Masks]:

@@ -12,8 +12,8 @@ import torch
 
 from salmacli.checkpoints.load import load_checkpoint
 from salmacli.cli import main
-from salmacli.data.collate import Collator
 from salmacli.config.schema import PredictConfig
+from salmacli.data.collate import Collator
 from salmacli.data.frames import arrays, frames_of
 from salmacli.data.mixing import Clip
 from salmacli.engine.prediction.predictor import Predictor

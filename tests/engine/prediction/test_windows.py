@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from salmacli.engine.prediction.windows import NOTHING, Fade, FrameMasks, Window
 def test_windows_cover_all_and_share_what_is_asked(total, length, overlap):
     plan = windows(total, length, overlap)
     assert plan[0].start == 0 and plan[-1].stop == total
-    for one, after in zip(plan, plan[1:], strict=False):
+    for one, after in pairwise(plan):
         assert one.stop - after.start == overlap
     assert all(0 < len(window) <= length for window in plan)
     assert max(map(len, plan)) - min(map(len, plan)) <= 1, "no stub at the end"
