@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
+from pydantic import BaseModel
 
 from salmacli.cli import app
+from salmacli.config.schema import PredictConfig
 from salmacli.engine.scoring.label_folders import SCORINGS
 from salmacli.engine.scoring.protocols import PROTOCOLS
 
@@ -55,3 +59,19 @@ def test_command_lines_name_options_that_exist():
             assert words[words.index("--protocol") + 1] in PROTOCOLS[words[0]], line
         if "--scoring" in words:
             assert words[words.index("--scoring") + 1] in SCORINGS, line
+
+
+def test_settings_of_prediction_stand_in_the_documentation_as_in_the_schema():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    rows = list(_settings(PredictConfig))
+    assert len(rows) > 15
+    assert re.findall(r"^\| `([a-z_.]+)` \| (\S+) \| (.+) \|$", text, flags=re.MULTILINE) == rows
+
+
+def _settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Key, default as YAML has it, and description."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _settings(field.annotation, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", yaml.safe_dump(field.default).split("\n")[0], str(field.description)

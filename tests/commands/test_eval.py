@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -12,9 +14,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from salmacli import launch
 from salmacli.cli import main
 from salmacli.data.rle import empty
 from salmacli.data.synthetic import open_synthetic
+from salmacli.engine.run_folder import RunFolder
+from salmacli.errors import CheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +158,16 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["davis", "--truth", "nowhere", "--predictions", "nowhere"], 4, ["nowhere"]),
         (["mevis", "--submission", "--missing", "zero"], 2, ["--missing", "zip"]),
         (["mevis", "--predictions", "x", "--run", "y"], 2, ["--run"]),
+        (["mevis", "--predictions", "x", "--fallback", "prior"], 2, ["--predictions", "settings"]),
+        (["mevis", "--predictions", "x", "--set", "window=64"], 2, ["--predictions", "settings"]),
+        (["mevis", "--predictions", "x", "--precision", "fp32"], 2, ["--predictions", "settings"]),
+        (["mevis", "--predictions", "x", "--num-gpus", "2"], 2, ["--num-gpus"]),
+        (["mevis", "--num-gpus", "0"], 2, ["--num-gpus", "0"]),
+        (["mevis", "--fallback", "before"], 2, ["--fallback", "force-seg"]),
+        (["mevis", "--set", "windw=3", "--set", "memories=0"], 3, ["windw", "window", "memories = 0"]),
+        (["mevis", "--set", "window"], 2, ["--set", "KEY=VALUE"]),
+        (["mevis", "--mode", "sa2va", "--set", "choice=uniform"], 3, ["choice = uniform", "sa2va"]),
+        (["davis", "--truth", ".", "--predictions", ".", "--set", "window=9"], 2, ["--truth"]),
         (["mevis", "--run", "x", "--checkpoint", "y"], 2, ["--run"]),
         (["mevis", "--worst", "-1"], 2, ["--worst"]),
         (["mevis", "--worst", "3", "--json"], 2, ["--worst", "--json"]),
@@ -234,3 +249,147 @@ def test_halves_of_characters_are_escaped_and_keys_come_once(perfect, capsys, tm
     assert "ud800" in pd.read_csv(tmp_path / "mevis" / "per_expression.csv")["answer"].iloc[0]
     path.write_text(path.read_text().replace('"video"', '"video": "x", "video"', 1))
     assert "twice" in fails(capsys, ["eval", "mevis", "--predictions", folder], 4)
+
+
+def test_scores_of_predictions_need_no_torch(perfect):
+    """Where they are scored there may be none."""
+    folder = perfect("mevis")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'accelerate', 'sam2')));"
+        f"from salmacli.cli import main; sys.exit(main(['eval', 'mevis', '--predictions', {str(folder)!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=100)
+
+
+@pytest.fixture
+def run(run_checkpoint, monkeypatch):
+    """A run whose model is from scratch, in a process that no launcher started."""
+    for name in ("RANK", "WORLD_SIZE", launch.WORKER):
+        monkeypatch.delenv(name, raising=False)
+    return RunFolder.create(run_checkpoint.parents[3], "first", {})
+
+
+def broken_frame(small_synthetic, root):
+    """A copy of the benchmark with one frame that cannot be read: the video's name, the frame, and its bytes."""
+    shutil.copytree(small_synthetic / "mevis", root)
+    benchmark = open_synthetic("mevis", small_synthetic)
+    video = benchmark.videos[0]
+    path = root / benchmark.frame_path(video, video.frames[2]).relative_to(benchmark.root)
+    good = path.read_bytes()
+    path.write_bytes(good[:60])
+    return video.name, path, good
+
+
+def test_a_broken_frame_is_named_at_the_end_and_only_its_video_is_predicted_again(
+    run, small_synthetic, capsys, tmp_path
+):
+    name, path, good = broken_frame(small_synthetic, tmp_path / "data")
+    command = ["eval", "mevis", "--data", tmp_path / "data", "--fallback", "force-seg"]
+    line = fails(capsys, command, 4)
+    assert "1 videos of mevis could not be predicted" in line and name in line and path.name in line
+    folder = run.path / "eval" / "mevis" / "frames+fallback=force-seg"
+    times = {file.name: file.stat().st_mtime_ns for file in (folder / "predictions").glob("h*.json")}
+    assert len(times) == 1 and not (folder / "results.json").exists()
+    path.write_bytes(good)
+    assert main([str(word) for word in command]) == 0
+    assert "(12 filled by: force-seg)" not in capsys.readouterr().out
+    again = {file.name: file.stat().st_mtime_ns for file in (folder / "predictions").glob("h*.json")}
+    assert len(again) == 2 and times.items() <= again.items()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["settings"] == {"fallback": "force-seg"} and results["counts"]["fallback"] == "force-seg"
+    assert results["run"] == "first" and results["mode"] == "frames" and results["checkpoint"]["step"] == 7
+
+
+@pytest.fixture
+def relaunched(monkeypatch):
+    """Runs one worker, in this process, where `relaunch` would start several; what it was called with."""
+    calls = []
+
+    def relaunch(num_gpus, argv):
+        calls.append((num_gpus, argv))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(launch.WORKER, "1")
+            assert main(list(argv)) == 0
+
+    monkeypatch.setattr(launch, "relaunch", relaunch)
+    return calls
+
+
+def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, capsys, tmp_path):
+    options = [
+        "--set",
+        "window=8",
+        "--fallback",
+        "force-seg",
+        "--mode",
+        "consistent",
+        "--out",
+        str(tmp_path / "scores"),
+    ]
+    assert main(["eval", "mevis", "--num-gpus", "2", *options, "--json"]) == 0
+    out = capsys.readouterr()
+    results = json.loads(out.out)
+    assert results["settings"] == {"fallback": "force-seg", "window": 8} and results["mode"] == "consistent"
+    assert out.err.count("run:") == out.err.count("data:") == 1
+    (call,) = relaunched
+    assert call[0] == 2 and "--out" not in call[1] and ["--run", str(run.path)] == call[1][2:4]
+    assert (run.path / "eval" / "mevis" / "consistent+fallback=force-seg+window=8" / "predictions").is_dir()
+    alone = tmp_path / "alone"
+    assert main(["eval", "mevis", *options[:-1], str(alone), "--json"]) == 0
+    assert {**json.loads(capsys.readouterr().out), "created": ""} == {**results, "created": ""}
+
+
+def test_what_workers_could_not_predict_ends_with_the_right_code(run, relaunched, small_synthetic, capsys, tmp_path):
+    name, _, _ = broken_frame(small_synthetic, tmp_path / "data")
+    line = fails(capsys, ["eval", "mevis", "--data", tmp_path / "data", "--num-gpus", "2"], 4)
+    assert name in line and len(relaunched) == 1
+
+
+def test_under_a_launcher_only_the_main_process_speaks_and_scores(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done = []
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.predict_benchmark", lambda job, **_: done.append(job))
+    assert main(["eval", "mevis"]) == 0
+    assert len(done) == 1 and not (done[0].folder.parent / "results.json").exists()
+
+    def fail(*_, **__):
+        raise CheckpointError("a tensor is missing")
+
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.predict_benchmark", fail)
+    assert main(["eval", "mevis"]) == 4
+    out = capsys.readouterr()
+    assert out.out == out.err == ""
+    assert "--num-gpus" in fails(capsys, ["eval", "mevis", "--num-gpus", "2"], 2)
+    monkeypatch.setenv("RANK", "0")
+    assert "a tensor is missing" in fails(capsys, ["eval", "mevis"], 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's store on Windows needs libuv")
+@pytest.mark.parametrize("launcher", ["--num-gpus", "torchrun"])
+def test_two_processes_leave_the_same_bytes_as_one(run, small_synthetic, tmp_path, monkeypatch, launcher):
+    """The real thing, with logits, a fall-back and six videos."""
+    monkeypatch.setenv("SALMA_SYNTHETIC", str(small_synthetic))
+    options = ["mevis", "--split", "train", "--fallback", "force-seg", "--save-logits", "--out"]
+    folder = run.path / "eval" / "mevis" / "frames+fallback=force-seg" / "predictions"
+
+    def files(place):
+        return {path.name: path.read_bytes() for path in place.iterdir()}
+
+    assert main(["eval", *options, str(tmp_path / "one")]) == 0
+    one = files(folder)
+    shutil.rmtree(folder)
+    start = [sys.executable, "-m"]
+    if launcher == "torchrun":
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    several = ["--num-gpus", "2"] if launcher == "--num-gpus" else []
+    words = [*start, "salmacli", "eval", *several, *options, str(tmp_path / "two")]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300)
+    assert "process 1 of 2" in done.stderr and done.stderr.count("written:") == 1
+    assert files(folder) == one
+    for name in ("per_expression.csv", "per_frame.csv", "results.json"):
+        texts = [(tmp_path / which / name).read_text().splitlines() for which in ("one", "two")]
+        assert [line for line in texts[0] if '"created"' not in line] == [
+            line for line in texts[1] if '"created"' not in line
+        ]

@@ -26,7 +26,7 @@ def test_a_sentence_is_written_dark_on_white_and_keeps_a_margin():
 
 
 @pytest.mark.parametrize("width", [320, 1920])
-@pytest.mark.parametrize("text", ["a word and another " * 20, "x" * 600, "红色的圆圈" * 40])
+@pytest.mark.parametrize("text", ["a word and another " * 20, "x" * 600, "红色的圆圈" * 70])
 def test_long_sentences_are_wrapped_and_cut(width, text):
     letter = max(13, width // 45)
     whole = caption([(text, (0, 0, 0))], width, letter, 100)
