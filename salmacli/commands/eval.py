@@ -190,6 +190,8 @@ def _predict(
 
     None in a process that only does its share.
     """
+    if checkpoint is not None and run is not None:
+        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
     from salmacli.engine.prediction.benchmark import plan, predict_benchmark
     from salmacli.engine.prediction.folder import refuse_failed
     from salmacli.engine.prediction.settings import assignments
@@ -197,8 +199,6 @@ def _predict(
     from salmacli.engine.run_folder import RunFolder
     from salmacli.launch import is_worker, relaunch
 
-    if checkpoint is not None and run is not None:
-        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
     begun = None if checkpoint else RunFolder.choose(run)
     if begun is not None and not is_worker():
         progress.say(f"run: {begun.path}" + ("" if run else " (the newest)"))

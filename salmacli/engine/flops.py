@@ -113,7 +113,7 @@ class _Runs:
     @classmethod
     def of(cls, settings: PredictConfig, frames: int, recent: int) -> _Runs:
         """What resolved settings make of a video; `recent` is how many frames SAM 2 remembers."""
-        lengths = [len(window) for window in windows(frames, settings.window, settings.overlap)]
+        lengths = [len(window) for window in windows(frames, settings.window, settings.overlap or 0)]
         keys, remembers = settings.key_frames or 1, settings.mode != "frames"
         key_frames = [min(keys, length) for length in lengths]
         decoded, prompted = sum(lengths), sum(key_frames if remembers else lengths)

@@ -57,10 +57,9 @@ def check_free(folder: Path, force: bool, beside: Path | None = None) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if not force:
             raise UsageError(f"{folder} exists already", "replace it with --force, or name another place with --out")
-        files = (file for file in sorted(folder.rglob("*")) if not file.is_dir() and file != beside)
-        foreign = [
-            name for name in (file.relative_to(folder).as_posix() for file in files) if not _OURS.fullmatch(name)
-        ]
+        root, spared = folder.absolute(), beside and beside.absolute()
+        names = [file.relative_to(root).as_posix() for file in sorted(root.rglob("*")) if not file.is_dir()]
+        foreign = [name for name in names if not _OURS.fullmatch(name) and root / name != spared]
         if foreign:
             raise UsageError(
                 f"{folder} also holds {', '.join(foreign[:4])}, which --force would delete",

@@ -162,7 +162,7 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["mevis", "--predictions", "x", "--set", "window=64"], 2, ["--predictions", "settings"]),
         (["mevis", "--predictions", "x", "--precision", "fp32"], 2, ["--predictions", "settings"]),
         (["mevis", "--predictions", "x", "--num-gpus", "2"], 2, ["--num-gpus"]),
-        (["mevis", "--num-gpus", "0"], 2, ["--num-gpus", "0"]),
+        (["mevis", "--num-gpus", "0"], 2, ["--num-gpus", "or equal to 1"]),
         (["mevis", "--fallback", "before"], 2, ["--fallback", "force-seg"]),
         (["mevis", "--set", "windw=3", "--set", "memories=0"], 3, ["windw", "window", "memories = 0"]),
         (["mevis", "--set", "window"], 2, ["--set", "KEY=VALUE"]),
@@ -266,7 +266,7 @@ def run(run_checkpoint, monkeypatch):
     """A run whose model is from scratch, in a process that no launcher started."""
     for name in ("RANK", "WORLD_SIZE", launch.WORKER):
         monkeypatch.delenv(name, raising=False)
-    return RunFolder.create(run_checkpoint.parents[3], "first", {})
+    return RunFolder.create(run_checkpoint.parents[2], "first", {})
 
 
 def broken_frame(small_synthetic, root):
@@ -332,7 +332,7 @@ def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, ca
     assert results["settings"] == {"fallback": "force-seg", "window": 8} and results["mode"] == "consistent"
     assert out.err.count("run:") == out.err.count("data:") == 1
     (call,) = relaunched
-    assert call[0] == 2 and "--out" not in call[1] and ["--run", str(run.path)] == call[1][2:4]
+    assert call[0] == 2 and "--out" not in call[1] and ["--run", "runs/first"] == call[1][2:4]
     assert (run.path / "eval" / "mevis" / "consistent+fallback=force-seg+window=8" / "predictions").is_dir()
     alone = tmp_path / "alone"
     assert main(["eval", "mevis", *options[:-1], str(alone), "--json"]) == 0
@@ -341,7 +341,9 @@ def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, ca
 
 def test_what_workers_could_not_predict_ends_with_the_right_code(run, relaunched, small_synthetic, capsys, tmp_path):
     name, _, _ = broken_frame(small_synthetic, tmp_path / "data")
-    line = fails(capsys, ["eval", "mevis", "--data", tmp_path / "data", "--num-gpus", "2"], 4)
+    line = fails(
+        capsys, ["eval", "mevis", "--data", tmp_path / "data", "--fallback", "force-seg", "--num-gpus", "2"], 4
+    )
     assert name in line and len(relaunched) == 1
 
 

@@ -236,6 +236,13 @@ def test_every_benchmark_opens_from_the_root_too(synthetic, name):
     video = benchmark.videos[0]
     assert list(video.frames) == sorted(video.frames)
     assert benchmark.frame_path(video, video.frames[0]).is_file()
+    frames = benchmark.frames(video)
+    assert (
+        len(frames) == len(video.frames)
+        and frames.still == (name == "own" or "refcoco" in name)
+        and frames.size == benchmark.size(video)
+    )
+    assert np.array_equal(frames[-1], read_frame(benchmark.frame_path(video, video.frames[-1])))
 
 
 def test_unknown_names_and_folders_are_refused(synthetic, tmp_path):

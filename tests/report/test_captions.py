@@ -32,6 +32,9 @@ def test_long_sentences_are_wrapped_and_cut(width, text):
     whole = caption([(text, (0, 0, 0))], width, letter, 100)
     cut = caption([(text, (0, 0, 0))], width, letter, 3)
     assert lines(whole, letter) > lines(cut, letter) == 3
+    third = 2 * round(1.4 * letter) + letter // 3
+    same = np.asarray(whole)[: third + letter] == np.asarray(cut)[: third + letter]
+    assert same[:third].all() and not same[third:].all()  # an ellipsis ends the last line
     for strip in (whole, cut):
         assert not ink(strip)[:, -2:].any()
         assert ink(strip)[: strip.height // 4].any() and ink(strip)[-strip.height // 3 :].any()
@@ -43,6 +46,11 @@ def test_long_sentences_are_wrapped_and_cut(width, text):
 )
 def test_no_text_is_too_strange(text):
     assert caption([(text, (0, 0, 0)), (text, (9, 9, 9))], 200, 14, 4).width == 200
+
+
+def test_what_cannot_be_printed_is_shown_as_a_sign():
+    strange, shown = (caption([(text, (0, 0, 0))], 200, 14, 4) for text in ("a\udcff\x1bb\tc", "a\ufffd\ufffdb c"))
+    assert np.array_equal(strange, shown)
 
 
 def test_each_sentence_has_a_square_of_its_colour():

@@ -138,7 +138,9 @@ def test_an_earlier_prediction_is_replaced_whole(tmp_path):
     assert files(tmp_path / "out") == {"01-new/masks/00000.png"}
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "01-old/notes.txt", "masks/0.png", "old.mp4", "01-old/masks/a/b.png"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "01-old/notes.txt", "masks/0.png", "old.mp4", "a/overlay.png", "01-old/masks/a/b.png"]
+)
 def test_force_deletes_nothing_else(tmp_path, name):
     write_prediction(tmp_path / "out", arrays(clip(1)), layers(["old"]), RECORD, ALL)
     (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,20 +36,27 @@ class VideoFeatures:
         self.encoded = 0
         self._held: dict[int, FrameFeatures] = {}
 
-    def hold(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
-        """Encode frames and keep them; those that had to be read come back as they are, (H, W, 3) uint8."""
+    def hold(self, numbers: Sequence[int], pictures: Mapping[int, np.ndarray] | None = None) -> dict[int, np.ndarray]:
+        """Encode frames and keep them.
+
+        Args:
+            numbers: which; those that are held already stay as they are.
+            pictures: frames that were read already, (H, W, 3) uint8.
+
+        Returns:
+            The frames that had to be read.
+        """
+        known = pictures or {}
         wanted = [number for number in dict.fromkeys(numbers) if number not in self._held]
+        missing = [number for number in wanted if number not in known]
+        frames = self.frames.read(missing, threads=self.readers)
         read: dict[int, np.ndarray] = {}
-        pixels = []
-        pictures = self.frames.read(
-            wanted, lambda frame: (frame, to_sam2(self.model, self.mode, [frame])), self.readers
-        )
-        for number, (picture, pixel) in zip(wanted, pictures, strict=True):
-            read[number] = picture
-            pixels.append(pixel)
-            if len(pixels) == self.batch.size or number == wanted[-1]:
-                self._hold(wanted[len(read) - len(pixels) : len(read)], torch.cat(pixels))
-                pixels = []
+        for start in range(0, len(wanted), self.batch.size):
+            group = wanted[start : start + self.batch.size]
+            read.update((number, next(frames)) for number in group if number not in known)
+            pixels = to_sam2(self.model, self.mode, [known[n] if n in known else read[n] for n in group])
+            for number, features in zip(group, self._one_by_one([pixels]), strict=True):
+                self._held[number] = _own(features)
         return read
 
     def keep(self, numbers: Collection[int]) -> None:
@@ -75,10 +82,6 @@ class VideoFeatures:
                 if number in keep:
                     self._held[number] = _own(ready[number])
             yield group, FrameFeatures.cat(parts)
-
-    def _hold(self, numbers: Sequence[int], pixels: torch.Tensor) -> None:
-        for number, features in zip(numbers, self._one_by_one([pixels]), strict=True):
-            self._held[number] = _own(features)
 
     def _one_by_one(self, pixels: Sequence[torch.Tensor]) -> Iterator[FrameFeatures]:
         """Encode a batch and take it apart."""

@@ -65,8 +65,8 @@ def refuse_failed(folder: Path, benchmark: str) -> None:
     more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
     raise DataError(
         f"{len(failed)} videos of {benchmark} could not be predicted: {first}{more}",
-        "mend them and run the same command again, which predicts only those; or score the others:"
-        f" salma eval {benchmark} --predictions {folder} --missing drop",
+        "mend them and run the same command again, which predicts only those; or score the others with"
+        f" --predictions {folder} --missing drop",
     )
 
 

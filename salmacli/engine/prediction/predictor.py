@@ -7,7 +7,7 @@ lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -110,10 +110,13 @@ class Predictor:
         heard: list[Heard] = []
         for index, window in enumerate(plan):
             shared = range(plan[index + 1].start if index + 1 < len(plan) else window.stop, window.stop)
-            keys, conversation = self._read(features, source, window)
+            chosen, pictures = self._key_frames(features, source, window)
+            shown = to_language(self.model, self.mode, [pictures[number] for number in chosen], source.still)
+            most = self.settings.max_new_tokens
+            conversation = Conversation(self.model, self.mode, shown, self._expressions, most)
             heard.append(conversation.ask(texts, answer))
             spare = conversation.ask(texts, ANSWERS[0]).language if self.settings.fallback == "force-seg" else None
-            for number, masks in self._window(features, window, keys, shared, heard[-1], spare):
+            for number, masks in self._window(features, window, pictures, shared, heard[-1], spare):
                 for finished, merged in fade.add(index, number, masks):
                     recorder.put(finished, merged)
                     if advance is not None:
@@ -124,29 +127,29 @@ class Predictor:
             recorder.repeat_previous()
         return [self._track(text, row, heard, recorder) for row, text in enumerate(texts)]
 
-    def _read(self, features: VideoFeatures, source: FrameSource, window: Window) -> tuple[list[int], Conversation]:
-        """Choose a window's key frames and show them to the LLM: their numbers, each once, and the conversation."""
-        seen: dict[int, np.ndarray] = {}
+    def _key_frames(
+        self, features: VideoFeatures, source: FrameSource, window: Window
+    ) -> tuple[list[int], dict[int, np.ndarray]]:
+        """A window's key frames as the LLM reads them, repeated where a short video is, and their pictures."""
+        pictures: dict[int, np.ndarray] = {}
 
         def looks(numbers: Sequence[int]) -> Tensor:
             spread = [window.start + number for number in numbers]
-            seen.update(features.hold(spread))
+            pictures.update(features.hold(spread))
             return features.at(spread).stride16.float().mean((2, 3))
 
         settings = self.settings
         count, how = settings.key_frames or 1, settings.choice or "uniform"
         chosen = [window.start + n for n in choose(how, len(window), count, settings.cached_frames, looks)]
-        keys = sorted(set(chosen))
-        seen.update(features.hold(keys))
-        pictures = [seen[number] if number in seen else source[number] for number in chosen]
-        shown = to_language(self.model, self.mode, pictures, source.still)
-        return keys, Conversation(self.model, self.mode, shown, self._expressions, settings.max_new_tokens)
+        missing = sorted(set(chosen) - set(pictures))
+        pictures.update(zip(missing, source.read(missing, threads=settings.readers), strict=True))
+        return chosen, {number: pictures[number] for number in chosen}
 
     def _window(
         self,
         features: VideoFeatures,
         window: Window,
-        keys: Sequence[int],
+        pictures: Mapping[int, np.ndarray],
         keep: range,
         heard: Heard,
         spare: Language | None,
@@ -156,7 +159,7 @@ class Predictor:
         Args:
             features: of the video.
             window: its frames.
-            keys: those that the LLM read.
+            pictures: those that the LLM read, by number.
             keep: frames whose features are held afterwards.
             heard: the answers.
             spare: language of forced answers, for fall-back "force-seg".
@@ -166,8 +169,9 @@ class Predictor:
         language = heard.language if spare is None else heard.language.where(found, spare)
         rows = (torch.ones_like(found) if spare is not None else found).nonzero().flatten()
         if len(rows):
+            features.hold(sorted(pictures), pictures)
             tracker = Tracker(self.model, self.settings, features, language.at(rows), self._masks)
-            frames = tracker.frames(window, keys, keep)
+            frames = tracker.frames(window, sorted(pictures), keep)
         elif self.settings.fallback == "prior":
             frames = self._unasked(features, window, keep)
         else:
