@@ -19,8 +19,8 @@ from salmacli.checkpoints.training.comparison import difference, module_of
 from salmacli.errors import CheckpointError
 
 TRAINED, ORIGINAL = GROUNDING + "sam_mask_decoder.", GROUNDING + "propagation_decoder."
-# Half a step of bfloat16's seven digits, and of float16's smallest number: what a cast may have left of a weight.
-_ROUNDING = {"rtol": 2.0**-8, "atol": 2.0**-25}
+# What a cast may take from a weight: half of bfloat16's last bit, or half of float16's smallest number.
+_RELATIVE, _ABSOLUTE = 2.0**-8, 2.0**-25
 
 
 def with_originals(parts: Sequence[Parts]) -> tuple[Parts, ...]:
@@ -32,7 +32,7 @@ def with_originals(parts: Sequence[Parts]) -> tuple[Parts, ...]:
         parts: of one model, as they were opened.
 
     Raises:
-        CheckpointError: the model was made of another SAM 2, or has two decoders already.
+        CheckpointError: the model was made of another SAM 2.
     """
     whole = next((part for part in parts if part.layout is not Layout.SAM2 and _has_sam2(part)), None)
     return tuple(_with_original(part, whole) if part.layout is Layout.SAM2 else part for part in parts)
@@ -140,4 +140,4 @@ def _same(old: LazyTensor, new: LazyTensor) -> bool:
 
 
 def _close(old: Tensor, new: Tensor) -> bool:
-    return torch.allclose(new.float(), old.float(), **_ROUNDING)
+    return torch.allclose(new.float(), old.float(), rtol=_RELATIVE, atol=_ABSOLUTE)

@@ -121,8 +121,11 @@ def evaluate(
                 "salma eval davis --truth DIR --predictions DIR",
             )
         _announce(progress)
-        evaluation = _label_folders(truth, predictions, scoring, missing, progress)
-        place = out or _beside(predictions, scoring.value if scoring is Scoring.unsupervised else None)
+        from salmacli.engine.scoring.label_folders import score_label_folders
+
+        kind = (scoring or Scoring.semi_supervised).value
+        evaluation = score_label_folders(truth, predictions, kind, missing=missing.value, progress=progress)
+        place = out or _beside(predictions, kind if scoring is Scoring.unsupervised else None)
         _report(evaluation, place, worst, plot, progress, as_json)
         return
     if predictions is not None and any(option is not None for option in predicting):
@@ -222,16 +225,6 @@ def _predict(
         return None
     refuse_failed(job.folder, source.name)
     return job.folder, job.origin()
-
-
-def _label_folders(
-    truth: Path, predictions: Path, scoring: Scoring | None, missing: Missing, progress: Progress
-) -> Evaluation:
-    from salmacli.engine.scoring.label_folders import score_label_folders
-
-    return score_label_folders(
-        truth, predictions, (scoring or Scoring.semi_supervised).value, missing=missing.value, progress=progress
-    )
 
 
 def _check_out(out: Path | None, predictions: Path | None, data: Path | None) -> None:

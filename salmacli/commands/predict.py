@@ -140,7 +140,7 @@ def _check_words(text: list[str], answer: str | None, fps: float | None) -> None
     from salmacli.data.templates import SEG
 
     for number, sentence in enumerate(text, 1):
-        if not sentence:
+        if not sentence.strip():
             raise UsageError(f"--text {number} of {len(text)} is empty", "say what to segment")
         if not sentence.isascii() and any("\ud800" <= character <= "\udfff" for character in sentence):
             raise UsageError(f"--text {number} of {len(text)} is not UTF-8: {sentence!r}", "write it in UTF-8")

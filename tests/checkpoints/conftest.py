@@ -114,7 +114,8 @@ def sam2_file(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         folder = tmp_path_factory.mktemp("sam2")
         torch.save({"model": tensors}, folder / "sam2.pt")
         sizes = json.loads((released / "config.json").read_text())["salma"]["sam2"]
-        (folder / "sizes.json").write_text(json.dumps(sizes))
+        # As of a checkpoint that has two: these files have one all the same.
+        (folder / "sizes.json").write_text(json.dumps({**sizes, "two_decoders": True}))
         return folder / "sam2.pt"
 
     return write

@@ -244,7 +244,8 @@ def _built(monkeypatch: pytest.MonkeyPatch, sizes: Path, *settings: str) -> Salm
 
     monkeypatch.setattr(pretrained, "open_source", opened)
     config = load_config("tiny", [*_SIZES, *settings]).model.model_dump(exclude_unset=True)
-    del config["inference_mode"]  # it is left to the base, as in the large presets
+    if not any(one.startswith("model.inference_mode") for one in settings):
+        del config["inference_mode"]  # it is left to the base, as in the large presets
     return SalmaModel.build(ModelConfig.model_validate(config), ["the red circle"])
 
 
@@ -306,8 +307,8 @@ def test_training_moves_the_first_and_never_the_second(
 def test_a_released_model_is_trained_further_beside_its_sam_2(
     released: Path, sam2: Path, both: Conversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = [f"model.mllm.base={released}", f"model.sam2.base={sam2}"]
-    model = _built(monkeypatch, sam2.parent / "sizes.json", *named)
+    named, sizes = [f"model.mllm.base={released}", f"model.sam2.base={sam2}"], sam2.parent / "sizes.json"
+    model = _built(monkeypatch, sizes, *named)
     assert model.config.sam2.two_decoders and model.config.inference_mode == "consistent"
     ours = {name: one.dtype for name, one in model.state_dict().items() if "decoder" in name}
     assert ours and set(ours.values()) == {torch.float32}
@@ -315,10 +316,11 @@ def test_a_released_model_is_trained_further_beside_its_sam_2(
     assert _equal(_decoder(model.state_dict(), ORIGINAL), _decoder(theirs, ORIGINAL))
     assert _equal(_decoder(model.state_dict(), TRAINED), _decoder(theirs, TRAINED))
     # What is trained further from a checkpoint with two keeps them, and its mode.
-    further = _built(monkeypatch, sam2.parent / "sizes.json", f"model.mllm.base={both.out}")
+    further = _built(monkeypatch, sizes, f"model.mllm.base={both.out}")
     assert further.config.sam2.two_decoders and further.config.inference_mode == "consistent"
+    assert _built(monkeypatch, sizes, *named, "model.inference_mode=frames").config.inference_mode == "frames"
     with pytest.raises(ConfigError, match="nothing brings SAM 2's original mask decoder"):
-        _built(monkeypatch, sam2.parent / "sizes.json", f"model.mllm.base={released}", "model.sam2.two_decoders=true")
+        _built(monkeypatch, sizes, f"model.mllm.base={released}", "model.sam2.two_decoders=true")
 
 
 def test_a_second_decoder_never_starts_fresh() -> None:

@@ -332,7 +332,7 @@ def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, ca
     assert results["settings"] == {"fallback": "force-seg", "window": 8} and results["mode"] == "consistent"
     assert out.err.count("run:") == out.err.count("data:") == 1
     (call,) = relaunched
-    assert call[0] == 2 and "--out" not in call[1] and ["--run", "runs/first"] == call[1][2:4]
+    assert call[0] == 2 and "--out" not in call[1] and call[1][2:4] == ["--run", "runs/first"]
     assert (run.path / "eval" / "mevis" / "consistent+fallback=force-seg+window=8" / "predictions").is_dir()
     alone = tmp_path / "alone"
     assert main(["eval", "mevis", *options[:-1], str(alone), "--json"]) == 0

@@ -120,6 +120,14 @@ def test_several_sentences(place, capsys):
     )
 
 
+def test_the_table_shows_sentences_as_they_are(capsys):
+    texts = ["a [b]bold[/b] one", "closed [/x]", "nothing"]
+    assert main(["predict", "clip", "--write", "overlay", *(word for text in texts for word in ("--text", text))]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in texts) and SEG in out
+    assert "3 of 3" in out and "0 of 3 (no-seg)" in out and "03-nothing/" in out and "3.3%" in out
+
+
 def test_predictions_json_is_what_eval_writes(place, capsys):
     assert main(["predict", "clip", "--text", "the circle", "--write", "rle", "--json"]) == 0
     record = json.loads((place / "predictions" / "clip" / "predictions.json").read_text())

@@ -104,6 +104,18 @@ def test_frames_keep_their_pixels_under_a_strip_of_one_height(size, count) -> No
         assert (drawn[0][:strip] < 80).any()  # ink
 
 
+def test_each_sentence_has_its_colour_in_every_frame() -> None:
+    frames, masks = _clip(count=2)
+    other = [np.roll(mask, 20, axis=0) for mask in masks]
+    layers = [Layer("a", masks.__getitem__, colour_of(0)), Layer("b", other.__getitem__, colour_of(1))]
+    for number, frame in enumerate(overlay_frames(arrays(frames), layers)):
+        picture = frame[-51:]
+        for layer in layers:
+            rows, columns = np.nonzero((picture == layer.colour).all(axis=2))
+            inside = np.flatnonzero(layer.mask(number).any(axis=1))
+            assert (rows.min(), rows.max()) == (inside[0], inside[-1]) and columns.min() == 2 * number
+
+
 def test_overlay_frames_are_a_stream() -> None:
     read = []
 

@@ -72,7 +72,6 @@ def refuse_failed(folder: Path, benchmark: str) -> None:
 
 def done(folder: Path, video: Video, save_logits: bool) -> bool:
     """Whether a video is on disk, whole."""
-    # The logits are written first, so a video's JSON promises that they are whole.
     kinds = ("json", "npz") if save_logits else ("json",)
     return all(_file(folder, video, kind).exists() for kind in kinds)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +21,7 @@ from salmacli.data.synthetic import open_synthetic
 from salmacli.engine.prediction.benchmark import ensure_predictions, load_model, plan, predict_benchmark
 from salmacli.engine.prediction.folder import refuse_failed
 from salmacli.engine.prediction.predictor import Predictor
+from salmacli.engine.prediction.shares import Group
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.scoring.own_predictions import OwnPredictions
 from salmacli.errors import CheckpointError, ConfigError, DataError, SalmaError, UsageError
@@ -284,3 +288,86 @@ def test_no_seg_is_counted_and_named(run_checkpoint, benchmark, monkeypatch):
         for entry in json.loads((folder / f"{video.name}.json").read_text())["expressions"].values():
             assert (entry["fallback"], entry["answer"]) == ("no-seg", "I see none.")
             assert (entry["empty_frames"], entry["filled_frames"]) == (len(video.frames), 0)
+
+
+class InThreads:
+    """Processes that are threads: each is a rank of its own and they meet at a barrier."""
+
+    def __init__(self, ranks, monkeypatch):
+        self.ranks, self.said, self.here = ranks, [None] * ranks, threading.local()
+        self.barrier = threading.Barrier(ranks, timeout=60)
+        monkeypatch.setattr("salmacli.engine.prediction.benchmark.group", self.group)
+
+    @contextmanager
+    def group(self):
+        meeting = self
+
+        class Member(Group):
+            def gather(self, item):
+                meeting.said[self.rank] = item
+                meeting.barrier.wait()
+                found = list(meeting.said)
+                meeting.barrier.wait()
+                return found
+
+        yield Member(self.here.rank, self.ranks, torch.device("cpu"))
+
+    def __call__(self, work):
+        """What `work` of each rank ends with: None, or an error."""
+
+        def one(rank):
+            self.here.rank = rank
+            try:
+                return work(rank)
+            except SalmaError as error:
+                return error
+
+        with ThreadPoolExecutor(self.ranks) as pool:
+            return list(pool.map(one, range(self.ranks)))
+
+
+@pytest.fixture
+def train_split(small_synthetic):
+    return open_synthetic("mevis", small_synthetic, "train")
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_several_processes_leave_what_one_leaves(make_job, train_split, quick, monkeypatch, ranks, listener):
+    alone, together = make_job(of=train_split, where="one"), make_job(of=train_split, where="several")
+    predict_benchmark(alone, load=Loader(quick), save_logits=True)
+    loaders = [Loader(quick) for _ in range(ranks)]
+    said = InThreads(ranks, monkeypatch)(
+        lambda rank: predict_benchmark(together, load=loaders[rank], save_logits=True, progress=listener)
+    )
+    assert said == [None] * ranks
+    assert [len(loader.calls) for loader in loaders] == [int(rank < len(train_split.videos)) for rank in range(ranks)]
+    ours, theirs = contents(together.folder), contents(alone.folder)
+    assert json.loads(ours.pop("prediction.json"))["complete"] and theirs.pop("prediction.json")
+    assert ours == theirs
+    ((task, total, done),) = listener.tasks  # of the main process alone
+    assert task.endswith(f"process 1 of {ranks}") and done == 0 and total < 12 * len(train_split.videos)
+
+
+def test_several_processes_share_what_is_open_and_tell_all_that_failed(make_job, train_split, quick, monkeypatch):
+    job = make_job(of=train_split)
+    monkeypatch.setattr(type(train_split), "frame_path", lambda *_: job.info.path / "nowhere.jpg")
+    InThreads(3, monkeypatch)(lambda rank: predict_benchmark(job, load=Loader(quick)))
+    assert list(record_of(job)["failed"]) == [video.name for video in train_split.videos]
+    monkeypatch.undo()
+    first = train_split.videos[0]
+    predict_benchmark(make_job(of=train_split), load=Loader(quick))
+    (job.folder / f"{first.name}.json").unlink()
+    loaders = [Loader(quick), Loader(quick)]
+    InThreads(2, monkeypatch)(lambda rank: predict_benchmark(job, load=loaders[rank]))
+    assert [len(loader.calls) for loader in loaders] == [1, 0] and record_of(job)["complete"]
+
+
+def test_what_stops_one_process_is_known_to_all(make_job, train_split, quick, monkeypatch):
+    def breaks(*_):
+        raise CheckpointError("a tensor is missing")
+
+    job = make_job(of=train_split)
+    said = InThreads(2, monkeypatch)(lambda rank: predict_benchmark(job, load=breaks if rank else Loader(quick)))
+    assert [str(error) for error in said] == ["a tensor is missing"] * 2
+    there = {path.stem for path in job.folder.glob("*.json")} - {"prediction"}
+    assert len(there) == 3 and record_of(job)["complete"] is False  # the other one's share is not lost

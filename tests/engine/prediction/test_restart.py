@@ -98,7 +98,7 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(command, folder):
     seconds, whole = time.monotonic() - begun, contents(folder)
     assert any(len(data) > 1000 for name, data in whole.items() if name.endswith(".npz"))
     shutil.rmtree(folder)
-    kill_and_restart(start, folder, whole, seconds / 3)
+    kill_and_restart(start, folder, whole, seconds / 4)
 
 
 @pytest.mark.slow
