@@ -12,6 +12,7 @@ from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.sources.fused import Heads
 from salmacli.checkpoints.sources.key_maps import EMBEDDING, HEAD, MLLM, salma_to_sa2va
 from salmacli.checkpoints.sources.mllm_configs import internvl_of_native
+from salmacli.checkpoints.sources.tokenizers import for_older_transformers
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError
 
@@ -91,4 +92,4 @@ def sa2va_folder(contents: Contents) -> tuple[dict[str, Any], dict[str, LazyTens
     }
     if len(types) == 1:
         config["torch_dtype"] = types.pop()
-    return dict(sorted(config.items())), salma_to_sa2va(tensors, heads), dict(contents.tokenizer)
+    return dict(sorted(config.items())), salma_to_sa2va(tensors, heads), for_older_transformers(contents.tokenizer)

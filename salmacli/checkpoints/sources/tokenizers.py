@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -87,6 +88,23 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+
+
+def for_older_transformers(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same files with a configuration that transformers 4 reads as well: version 5 has a class and keys of its own.
+
+    Which tokens are special stands in ``tokenizer.json``, too.
+    """
+    config = json.loads(files[CONFIG])
+    extra = config.pop("extra_special_tokens", [])
+    kept = {key: value for key, value in config.items() if key not in _OF_VERSION_5}
+    kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(extra, list) and extra:
+        kept.setdefault("additional_special_tokens", extra)
+    return {**files, CONFIG: json.dumps(kept, indent=2, ensure_ascii=False).encode()}
+
+
+_OF_VERSION_5 = ("backend", "is_local", "local_files_only")
 
 
 def _load(kind: type[PreTrainedTokenizerFast], folder: Path) -> PreTrainedTokenizerFast:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from salmacli.checkpoints.sources.tokenizers import (
     add_sa2va_tokens,
     check_vocabulary,
+    for_older_transformers,
     open_tokenizer,
     tokenizer_files,
 )
@@ -115,6 +116,21 @@ def test_sa2vas_tokens_come_last_and_once(kind: str, request: pytest.FixtureRequ
     assert add_sa2va_tokens(tokenizer) == []
     (*_, seg, dot) = tokenizer("Sure, [SEG].", add_special_tokens=False)["input_ids"]
     assert seg == size and tokenizer.decode([dot]) == "."
+
+
+def test_older_versions_of_transformers_read_the_configuration(qwen: Path, tmp_path: Path) -> None:
+    """Version 4 knows no class TokenizersBackend, and takes no list of extra special tokens."""
+    tokenizer = open_tokenizer(qwen)
+    add_sa2va_tokens(tokenizer)
+    files = for_older_transformers(tokenizer_files(tokenizer))
+    config = json.loads(files["tokenizer_config.json"])
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "is_local", "local_files_only", "extra_special_tokens"} & set(config)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    again, text = open_tokenizer(tmp_path), f"a cat {SEGMENTATION_TOKENS[0]}."
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert again.all_special_tokens == tokenizer.all_special_tokens
 
 
 def test_every_token_needs_a_row(qwen: Path) -> None:
