@@ -53,7 +53,7 @@ def test_all_errors_of_prediction_come_at_once_with_a_near_name():
         assert part in message
     assert "memories = 0" in message and "fallback = 'before'" in message and message.endswith("mend them with --set")
     with pytest.raises(ConfigError, match="overlap = 8 is not below window = 8"):
-        load_predict(["window=8"])
+        load_predict(["window=8", "overlap=8"])
     for text in ("window", "window.x.y=3", "=3"):
         with pytest.raises((UsageError, ConfigError)):
             load_predict([text])

@@ -182,7 +182,7 @@ def test_a_video_that_is_not_whole_is_refused_at_once(tmp_path):
 def test_a_file_without_a_video_is_refused(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         cover = container.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", Disposition.attached_pic
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", Disposition.attached_pic.value
         stream = container.add_stream("aac", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         sound.sample_rate = 8000

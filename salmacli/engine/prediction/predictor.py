@@ -59,6 +59,8 @@ class Predictor:
         self._frames = BatchSize(self.settings.frames_at_once, "frames", say)
         self._expressions = BatchSize(self.settings.expressions_at_once, "expressions", say)
         self._masks = BatchSize(self.settings.expressions_at_once, "masks", say)
+        if self.mode == "consistent" and model.config.inference_mode == "sa2va" and not model.config.sam2.two_decoders:
+            say("its one mask decoder was not trained to propagate; salma convert --base SAM2 adds SAM 2's own")
         if self.settings.attention != "auto":
             _attend_by(model, self.settings.attention)
         if self.settings.compile:
