@@ -67,8 +67,8 @@ class Decodable:
     def __len__(self) -> int:
         return len(self.image)
 
-    def at(self, frames: Tensor) -> Decodable:
-        """Chosen frames, in that order and as often as named: (P,) indices."""
+    def at(self, frames: Tensor | slice) -> Decodable:
+        """Chosen frames, in that order and as often as named: (P,) indices or a slice."""
         return Decodable(self.image[frames], (self.fine[0][frames], self.fine[1][frames]))
 
     @classmethod
@@ -129,10 +129,9 @@ class Grounding(SAM2Base):
         """Features of normalised frames (F, 3, S, S)."""
         kind = self.no_mem_embed.dtype
         out = self.image_encoder(images.to(kind))
-        # The package's FPN adds in float32.
-        stride4, stride8, stride16, position = (
-            level.to(kind) for level in (*out["backbone_fpn"], out["vision_pos_enc"][-1][:1])
-        )
+        # The package's FPN adds in float32; its encoding of positions is the same for all frames.
+        position = out["vision_pos_enc"][-1][:1].clone()
+        stride4, stride8, stride16, position = (level.to(kind) for level in (*out["backbone_fpn"], position))
         return FrameFeatures(stride4, stride8, stride16, position)
 
     @torch.no_grad()

@@ -102,7 +102,9 @@ class MemoryBank:
         self.pointers = min(total, grounding.max_obj_ptrs_in_encoder)
         self.given = given
         self.followed: dict[int, Memory] = {}
+        self._parts = grounding.hidden_dim // grounding.mem_dim  # tokens that a pointer becomes
         self._places: Tensor | None = None
+        self._placed: tuple[int, Tensor] | None = None
 
     def follow(self, frame: int, memory: Memory) -> None:
         """Keep a frame for as long as some later one looks back to it."""
@@ -139,25 +141,24 @@ class MemoryBank:
     def _gather(self, number: int, objects: slice) -> tuple[Tensor, Tensor, int]:
         """(O', L, M) memory tokens, (1, L, M) their places in space and time, and how many of them are pointers."""
         near, far = self._conditioning(number)
-        table = self._table(next(iter(self.given.values())).spatial)
-        last = self.grounding.num_maskmem - 1
-        spatial = [(memory, table[last]) for memory in near.values()]
+        spatial = [(memory, self.grounding.num_maskmem - 1) for memory in near.values()]
         for back in range(self.recent, 0, -1):
             before = number - self.sign * back
             memory = self.followed.get(before, far.get(before))
             if memory is not None:
-                spatial.append((memory, table[back - 1]))
+                spatial.append((memory, back - 1))
         tokens = [memory.spatial[objects].flatten(2).transpose(1, 2) for memory, _ in spatial]
-        places = [place for _, place in spatial]
         pointers = self._pointers(number, near, far)
         if pointers:
             stacked = torch.stack([pointer[objects] for _, pointer in pointers], dim=1)  # (O', N, C)
-            parts = self.grounding.hidden_dim // self.grounding.mem_dim
-            tokens.append(stacked.unflatten(2, (parts, -1)).flatten(1, 2))
-            places.append(self._times([time for time, _ in pointers], stacked).repeat_interleave(parts, dim=1))
-        dtype = self.grounding.no_mem_embed.dtype
-        count = tokens[-1].shape[1] if pointers else 0
-        return torch.cat([token.to(dtype) for token in tokens], dim=1), torch.cat(places, dim=1).to(dtype), count
+            tokens.append(stacked.unflatten(2, (self._parts, -1)).flatten(1, 2))
+        if self._placed is None or self._placed[0] != number:  # the same for all objects
+            table = self._table(spatial[0][0].spatial)
+            places = [table[place] for _, place in spatial]
+            times = self._times([time for time, _ in pointers]) if pointers else table[0][:, :0]
+            self._placed = number, torch.cat([*places, times.repeat_interleave(self._parts, dim=1)], dim=1)
+        dtype, count = self.grounding.no_mem_embed.dtype, len(pointers) * self._parts
+        return torch.cat([token.to(dtype) for token in tokens], dim=1), self._placed[1], count
 
     def _conditioning(self, number: int) -> tuple[Mapping[int, Memory], Mapping[int, Memory]]:
         """The conditioning frames that are looked back to, and the others."""
@@ -185,13 +186,15 @@ class MemoryBank:
                 found.append((ago, memory_or_none.pointer))
         return found
 
-    def _times(self, ago: Sequence[int], like: Tensor) -> Tensor:
+    def _times(self, ago: Sequence[int]) -> Tensor:
         """(1, N, M) encodings of when pointers are from."""
         grounding = self.grounding
+        like = grounding.no_mem_embed
         if not grounding.add_tpos_enc_to_obj_ptrs:
             return like.new_zeros(1, len(ago), grounding.mem_dim)
         width = grounding.hidden_dim if grounding.proj_tpos_enc_in_obj_ptrs else grounding.mem_dim
-        share = torch.tensor(ago, device=like.device) / (self.pointers - 1)
+        # Without waiting for the device, which is busy with the frame before.
+        share = torch.tensor(ago).to(like.device, non_blocking=True) / (self.pointers - 1)
         projected = grounding.obj_ptr_tpos_proj(get_1d_sine_pe(share, dim=width).to(like.dtype))
         return cast(Tensor, projected).unsqueeze(0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class Heard:
     several: tuple[bool, ...]
     answers: tuple[str, ...]
 
+    def without_words(self) -> Heard:
+        """What is worth keeping of a window that is done."""
+        seg, words, valid = self.language.seg, self.language.words, self.language.valid
+        return replace(self, language=Language(seg, words[:, :0].clone(), valid[:, :0].clone()))
+
 
 class Conversation:
     """One window as the LLM has read it.
@@ -39,15 +44,18 @@ class Conversation:
         model: the LLM is its part.
         mode: decides how questions are worded.
         shown: what the LLM sees.
-        batch: expressions per pass.
+        frames, expressions: how many of them go through it at once.
         max_new_tokens: longer answers are cut.
     """
 
-    def __init__(self, model: Salma, mode: Mode, shown: Shown, batch: BatchSize, max_new_tokens: int) -> None:
-        self.model, self.mode, self.batch, self.most = model, mode, batch, max_new_tokens
-        mllm = model.mllm
+    def __init__(
+        self, model: Salma, mode: Mode, shown: Shown, frames: BatchSize, expressions: BatchSize, max_new_tokens: int
+    ) -> None:
+        self.model, self.mode, self.batch, self.most = model, mode, expressions, max_new_tokens
+        mllm, pixels = model.mllm, shown.pixels.to(model.dtype)
         start = torch.from_numpy(prefix(model.tokenizer, mllm.chat, shown.pictures)).to(model.device)
-        self.read = mllm.read(start, mllm.encode_frames(shown.pixels.to(model.device, model.dtype)))
+        seen = frames.over(len(pixels), lambda part: mllm.encode_frames(pixels[part].to(model.device)))
+        self.read = mllm.read(start, torch.cat(list(seen)))
 
     def ask(self, texts: Sequence[str], answer: str | None = None) -> Heard:
         """Ask for every text.

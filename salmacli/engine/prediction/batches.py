@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from salmacli.errors import SalmaError
@@ -61,6 +62,17 @@ def _attempt(work: Callable[[slice], Result], part: slice) -> tuple[bool, Result
     try:
         return True, work(part)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+        if out_of_memory(error):
             return False, None
         raise
+
+
+# Of libraries that find no room for their workspace; Accelerate does not know these.
+_NO_ROOM = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no memory left, of the device or of the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error):
+        return True
+    return any(text in str(error) for text in _NO_ROOM)

@@ -51,12 +51,14 @@ class VideoFeatures:
         missing = [number for number in wanted if number not in known]
         frames = self.frames.read(missing, threads=self.readers)
         read: dict[int, np.ndarray] = {}
-        for start in range(0, len(wanted), self.batch.size):
-            group = wanted[start : start + self.batch.size]
+        start = 0
+        while start < len(wanted):
+            group = wanted[start : start + self.batch.size]  # which may become smaller on the way
+            start += len(group)
             read.update((number, next(frames)) for number in group if number not in known)
             pixels = to_sam2(self.model, self.mode, [known[n] if n in known else read[n] for n in group])
-            for number, features in zip(group, self._one_by_one([pixels]), strict=True):
-                self._held[number] = _own(features)
+            encoded = self._encode(pixels)
+            self._held.update((number, _own(encoded, row)) for row, number in enumerate(group))
         return read
 
     def keep(self, numbers: Collection[int]) -> None:
@@ -76,28 +78,24 @@ class VideoFeatures:
             group = list(numbers[start : start + self.batch.size])
             start += len(group)
             fresh = [number for number in group if number not in self._held]
-            ready = dict(zip(fresh, self._one_by_one([next(pixels) for _ in fresh]), strict=True))
-            parts = [ready[number] if number in ready else self._held[number] for number in group]
-            for number in fresh:
-                if number in keep:
-                    self._held[number] = _own(ready[number])
-            yield group, FrameFeatures.cat(parts)
+            encoded = self._encode(torch.cat([next(pixels) for _ in fresh])) if fresh else None
+            rows = {number: encoded.at(slice(row, row + 1)) for row, number in enumerate(fresh) if encoded is not None}
+            parts = [rows[number] if number in rows else self._held[number] for number in group]
+            if encoded is not None:
+                kept = [(row, number) for row, number in enumerate(fresh) if number in keep]
+                self._held.update((number, _own(encoded, row)) for row, number in kept)
+            yield group, encoded if encoded is not None and fresh == group else FrameFeatures.cat(parts)
 
-    def _one_by_one(self, pixels: Sequence[torch.Tensor]) -> Iterator[FrameFeatures]:
-        """Encode a batch and take it apart."""
-        if not pixels:
-            return
-        images = torch.cat(list(pixels))
-        self.encoded += len(images)
-        for features in self.batch.over(len(images), lambda part: self._encode(images[part])):
-            for number in range(len(features)):
-                yield features.at(slice(number, number + 1))
-
-    def _encode(self, images: torch.Tensor) -> FrameFeatures:
-        return self.model.grounding.encode(images.to(self.model.device, non_blocking=True))
+    def _encode(self, pixels: torch.Tensor) -> FrameFeatures:
+        """Features of (F, 3, S, S) frames."""
+        encode = self.model.grounding.encode
+        parts = self.batch.over(len(pixels), lambda part: encode(pixels[part].to(self.model.device)))
+        features = FrameFeatures.cat(list(parts))
+        self.encoded += len(features)
+        return features
 
 
-def _own(features: FrameFeatures) -> FrameFeatures:
-    """A copy: a slice would keep its whole batch alive."""
-    stride4, stride8, stride16 = (level.clone() for level in (features.stride4, features.stride8, features.stride16))
-    return FrameFeatures(stride4, stride8, stride16, features.position)
+def _own(features: FrameFeatures, row: int) -> FrameFeatures:
+    """A copy of one frame: a slice would keep its whole batch alive."""
+    one = features.at(slice(row, row + 1))
+    return FrameFeatures(one.stride4.clone(), one.stride8.clone(), one.stride16.clone(), one.position)

@@ -17,15 +17,15 @@ from salmacli.config.schema import PredictConfig
 from salmacli.data.frames import FrameSource, arrays
 from salmacli.data.templates import ANSWERS
 from salmacli.engine.prediction.asking import Conversation, Heard
-from salmacli.engine.prediction.batches import BatchSize
+from salmacli.engine.prediction.batches import BatchSize, out_of_memory
 from salmacli.engine.prediction.features import VideoFeatures
 from salmacli.engine.prediction.key_frames import choose
 from salmacli.engine.prediction.settings import resolved
-from salmacli.engine.prediction.sights import Mode, to_language
+from salmacli.engine.prediction.sights import Mode, Shown, to_language
 from salmacli.engine.prediction.tracking import Tracker
 from salmacli.engine.prediction.tracks import Recorder, Track, reason_of
 from salmacli.engine.prediction.windows import NOTHING, Fade, FrameMasks, Window, windows
-from salmacli.errors import DataError, UsageError
+from salmacli.errors import DataError, SalmaError, UsageError
 from salmacli.models.grounding import Decodable, FrameFeatures
 from salmacli.models.salma import Language, Salma
 
@@ -58,7 +58,9 @@ class Predictor:
         say = say or (lambda _: None)
         self._frames = BatchSize(self.settings.frames_at_once, "frames", say)
         self._expressions = BatchSize(self.settings.expressions_at_once, "expressions", say)
+        self._memories = BatchSize(self.settings.expressions_at_once, "expressions in memory", say)
         self._masks = BatchSize(self.settings.expressions_at_once, "masks", say)
+        self._pictures = BatchSize(self.settings.expressions_at_once, "masks of a frame's size", say)
         if self.mode == "consistent" and model.config.inference_mode == "sa2va" and not model.config.sam2.two_decoders:
             say("its one mask decoder was not trained to propagate; salma convert --base SAM2 adds SAM 2's own")
         if self.settings.attention != "auto":
@@ -73,7 +75,6 @@ class Predictor:
         """How videos are predicted."""
         return self.settings.mode  # type: ignore[return-value]  # resolved
 
-    @torch.inference_mode()
     def video(
         self,
         frames: FrameSource | Sequence[np.ndarray],
@@ -104,30 +105,51 @@ class Predictor:
             raise DataError("the video has no frames", "check the folder")
         if any(not text.strip() for text in texts):
             raise DataError("an expression is empty", "say what to segment")
+        if not texts:
+            return []
+        try:
+            with torch.inference_mode():
+                return self._video(source, texts, answer, keep_logits, advance or (lambda _: None))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise SalmaError("memory does not hold this video's prediction", "fewer sentences at a time") from None
+
+    def _video(
+        self,
+        source: FrameSource,
+        texts: Sequence[str],
+        answer: str | None,
+        keep_logits: bool,
+        advance: Callable[[int], object],
+    ) -> list[Track]:
         plan = windows(len(source), self.settings.window, self.settings.overlap or 0)
         features = VideoFeatures(self.model, self.mode, source, self._frames, self.settings.readers)
-        side = self.model.config.sam2.image_size
-        through = side if self.mode == "sa2va" else None
-        recorder, fade = Recorder(len(texts), len(source), source.size, through, keep_logits), Fade(plan)
-        heard: list[Heard] = []
+        through = self.model.config.sam2.image_size if self.mode == "sa2va" else None
+        recorder = Recorder(len(texts), len(source), source.size, through, keep_logits, self._pictures)
+        fade, said = Fade(plan), list[Heard]()
         for index, window in enumerate(plan):
             shared = range(plan[index + 1].start if index + 1 < len(plan) else window.stop, window.stop)
             chosen, pictures = self._key_frames(features, source, window)
             shown = to_language(self.model, self.mode, [pictures[number] for number in chosen], source.still)
-            most = self.settings.max_new_tokens
-            conversation = Conversation(self.model, self.mode, shown, self._expressions, most)
-            heard.append(conversation.ask(texts, answer))
-            spare = conversation.ask(texts, ANSWERS[0]).language if self.settings.fallback == "force-seg" else None
-            for number, masks in self._window(features, window, pictures, shared, heard[-1], spare):
+            heard, spare = self._ask(shown, texts, answer)
+            for number, masks in self._window(features, window, pictures, shared, heard, spare):
                 for finished, merged in fade.add(index, number, masks):
                     recorder.put(finished, merged)
-                    if advance is not None:
-                        advance(1)
+                    advance(1)
             features.keep(shared)
+            said.append(heard.without_words())
         recorder.finish()
         if self.settings.fallback == "previous":
             recorder.repeat_previous()
-        return [self._track(text, row, heard, recorder) for row, text in enumerate(texts)]
+        return [self._track(text, row, said, recorder) for row, text in enumerate(texts)]
+
+    def _ask(self, shown: Shown, texts: Sequence[str], answer: str | None) -> tuple[Heard, Language | None]:
+        """What the LLM says of a window, and what a forced answer means where a fall-back may need it."""
+        most = self.settings.max_new_tokens
+        conversation = Conversation(self.model, self.mode, shown, self._frames, self._expressions, most)
+        forced = self.settings.fallback == "force-seg"
+        return conversation.ask(texts, answer), conversation.ask(texts, ANSWERS[0]).language if forced else None
 
     def _key_frames(
         self, features: VideoFeatures, source: FrameSource, window: Window
@@ -172,7 +194,8 @@ class Predictor:
         rows = (torch.ones_like(found) if spare is not None else found).nonzero().flatten()
         if len(rows):
             features.hold(sorted(pictures), pictures)
-            tracker = Tracker(self.model, self.settings, features, language.at(rows), self._masks)
+            asked, batches = language.at(rows), {"masks": self._masks, "memories": self._memories}
+            tracker = Tracker(self.model, self.settings, features, asked, **batches)
             frames = tracker.frames(window, sorted(pictures), keep)
         elif self.settings.fallback == "prior":
             frames = self._unasked(features, window, keep)
@@ -240,7 +263,9 @@ class Predictor:
 
 
 def _attend_by(model: Salma, kind: str) -> None:
-    """Choose the kernels of the LLM's attention."""
+    """Choose the kernels of the LLM's attention; the model keeps them."""
+    if kind == "flash_attention_2" and model.dtype == torch.float32:
+        raise UsageError("attention=flash_attention_2 needs half precision", "add --precision bf16")
     try:
         model.mllm.model.set_attn_implementation(kind)
     except (ImportError, ValueError) as error:

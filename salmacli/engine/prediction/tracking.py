@@ -25,14 +25,22 @@ class Tracker:
         settings: resolved, see `Predictor`.
         features: of the video.
         language: of O expressions.
-        batch: masks at once.
+        masks: how many are decoded with language at once.
+        memories: how many expressions go through the memory at once.
     """
 
     def __init__(
-        self, model: Salma, settings: PredictConfig, features: VideoFeatures, language: Language, batch: BatchSize
+        self,
+        model: Salma,
+        settings: PredictConfig,
+        features: VideoFeatures,
+        language: Language,
+        *,
+        masks: BatchSize,
+        memories: BatchSize,
     ) -> None:
-        self.model, self.settings, self.features = model, settings, features
-        self.language, self.batch = language, batch
+        self.model, self.settings, self.features, self.language = model, settings, features, language
+        self.masks, self.memories = masks, memories
         self.objects = len(language.seg)
         self.remembers_masks = settings.cma.temporal_prior and model.cma is not None
         self._masks: dict[int, Tensor] = {}  # logits of frames that a temporal prior may ask for
@@ -90,7 +98,7 @@ class Tracker:
             priors = self._priors(numbers[start : start + size], sights.at(rows), 1)
             pairs = torch.cartesian_prod(rows, torch.arange(self.objects, device=self.model.device)).view(-1, 2)
             masks = Masks.cat(
-                list(self.batch.over(len(pairs), lambda part: self._decode_pairs(sights, priors, pairs[part], start)))  # noqa: B023 - called at once
+                list(self.masks.over(len(pairs), lambda part: self._decode_pairs(sights, priors, pairs[part], start)))  # noqa: B023 - called at once
             )
             for row in range(size):
                 one = masks.at(slice(row * self.objects, (row + 1) * self.objects))
@@ -103,7 +111,7 @@ class Tracker:
         return self.model.decode(sights.at(frame), self.language.at(one), prior)
 
     def _remember(self, propagation: Propagation, frame: FrameFeatures, masks: Masks) -> Memory:
-        work = self.batch.over(self.objects, lambda part: propagation.remember(frame, masks.at(part)))
+        work = self.memories.over(self.objects, lambda part: propagation.remember(frame, masks.at(part)))
         return Memory.cat(list(work))
 
     def _follow(self, propagation: Propagation, bank: MemoryBank, number: int, frame: FrameFeatures) -> Tensor:
@@ -120,7 +128,7 @@ class Tracker:
                 rows = self.model.attend(rows, self.language.at(part), prior)
             return propagation.follow(frame, rows)
 
-        parts = list(self.batch.over(self.objects, some))
+        parts = list(self.memories.over(self.objects, some))
         bank.follow(number, Memory.cat([memory for _, memory in parts]))
         logits = torch.cat([logits for logits, _ in parts])
         self._note(number, logits)
@@ -135,7 +143,8 @@ class Tracker:
         """
         if self.model.cma is None:
             return None
-        priors = self.model.prior(sights).float().unsqueeze(1)
+        some = self.masks.over(len(sights), lambda part: self.model.prior(sights.at(part)).float())
+        priors = torch.cat(list(some)).unsqueeze(1)
         before = self._masks.get(numbers[0] - sign)
         if not self.remembers_masks or before is None:
             return priors

@@ -8,10 +8,12 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from salmacli.data import rle
+from salmacli.engine.prediction.batches import BatchSize
 from salmacli.engine.prediction.windows import FrameMasks
 
 Reason = Literal["no-seg", "several-seg", "empty"]
@@ -70,7 +72,7 @@ def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
 class Recorder:
     """Collects the masks of E expressions, frame by frame in any order.
 
-    A frame is resized and on its way to the host while the device goes on with the next one.
+    A frame is on its way to the host while the device goes on with the next one.
 
     Args:
         expressions: E.
@@ -78,49 +80,58 @@ class Recorder:
         size: (H, W) of the frames.
         through: a side S through which masks pass on their way to the frame's size; None: straight.
         keep_logits: keep all logits on the host, too.
+        batch: masks that are resized at once.
     """
 
     def __init__(
-        self, expressions: int, frames: int, size: tuple[int, int], through: int | None, keep_logits: bool
+        self,
+        expressions: int,
+        frames: int,
+        size: tuple[int, int],
+        through: int | None,
+        keep_logits: bool,
+        batch: BatchSize,
     ) -> None:
-        self.size, self.through, self.keep_logits = size, through, keep_logits
+        self.size, self.through, self.batch = size, through, batch
         self.counts = [[""] * frames for _ in range(expressions)]
         self.empty = np.zeros((expressions, frames), bool)
         self.filled = np.zeros((expressions, frames), bool)
         self.known = np.zeros(expressions, bool)
+        self.keep_logits = keep_logits
         self.logits: np.ndarray | None = None
         self._frames = frames
-        self._waiting: tuple[int, FrameMasks, Tensor] | None = None
+        self._waiting: _OnTheWay | None = None
 
     def put(self, number: int, masks: FrameMasks) -> None:
         """Take in one frame."""
-        flat = resized(resized(masks.logits, (self.through,) * 2) if self.through else masks.logits, self.size) > 0
-        # Columns first: so COCO's runs go, and a device turns pictures faster than the host.
-        self._settle()
-        self._waiting = number, masks, flat.transpose(1, 2).contiguous()
+        pictures = torch.cat(list(self.batch.over(len(masks.logits), lambda part: self._pictures(masks.logits[part]))))
+        flags = torch.stack([masks.empty, masks.filled, masks.known])
+        coming = _OnTheWay(number, pictures, flags, masks.logits if self.keep_logits else None)
+        self.finish()
+        self._waiting = coming
 
-    def _settle(self) -> None:
-        """Bring the frame that waits to the host, as run lengths."""
-        if self._waiting is None:
-            return
-        number, masks, flat = self._waiting
-        pictures = flat.cpu().numpy()
-        self.filled[:, number] = masks.filled.cpu().numpy()
-        # A mask of less than a pixel vanishes when it is resized, and is empty, too.
-        self.empty[:, number] = masks.empty.cpu().numpy() | ~pictures.any(axis=(1, 2))
-        self.known |= masks.known.cpu().numpy()
-        for counts, picture in zip(self.counts, pictures, strict=True):
-            counts[number] = rle.encode(picture.T)["counts"]
-        if self.keep_logits:
-            if self.logits is None:
-                shape = (len(self.counts), self._frames, *masks.logits.shape[1:])
-                self.logits = np.zeros(shape, np.float32)
-            self.logits[:, number] = masks.logits.cpu().numpy()
-        self._waiting = None
+    def _pictures(self, logits: Tensor) -> Tensor:
+        """(P, W, H) bool: columns first, as COCO's runs go, and a device turns pictures faster than the host."""
+        square = resized(logits, (self.through, self.through)) if self.through else logits
+        return (resized(square, self.size) > 0).transpose(1, 2).contiguous()
 
     def finish(self) -> None:
-        """No frame follows."""
-        self._settle()
+        """Turn the frame that waits into run lengths."""
+        if self._waiting is None:
+            return
+        number, pictures, flags, logits = self._waiting.arrived()
+        self._waiting = None
+        some = pictures.any(axis=(1, 2))
+        empty, filled, known = flags
+        # A mask of less than a pixel vanishes when it is resized.
+        self.empty[:, number], self.filled[:, number] = empty | ~some, filled & some
+        self.known |= known
+        for counts, picture in zip(self.counts, pictures, strict=True):
+            counts[number] = rle.encode(picture.T)["counts"]
+        if logits is not None:
+            if self.logits is None:
+                self.logits = np.zeros((len(self.counts), self._frames, *logits.shape[1:]), np.float32)
+            self.logits[:, number] = logits
 
     def repeat_previous(self) -> None:
         """Fill every empty mask with that of the frame before."""
@@ -138,8 +149,27 @@ class Recorder:
         return self.logits[expression] if self.logits is not None and self.known[expression] else None
 
 
+class _OnTheWay:
+    """Tensors that go to the host without anyone waiting for them."""
+
+    def __init__(self, number: int, pictures: Tensor, flags: Tensor, logits: Tensor | None) -> None:
+        self.number = number
+        kept = (pictures, flags) if logits is None else (pictures, flags, logits)
+        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in kept]
+        self._event = torch.cuda.Event() if pictures.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def arrived(self) -> tuple[int, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Number, pictures, flags and logits, if any."""
+        if self._event is not None:
+            self._event.synchronize()
+        arrays = [tensor.numpy() for tensor in self._tensors]
+        return self.number, arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None
+
+
 def reason_of(found: Sequence[bool], several: Sequence[bool], empty: np.ndarray) -> Reason | None:
-    """Why a fall-back was due, from what each window's answer held and each frame's emptiness."""
+    """Why a fall-back was due, from what each window's answer held and each frame's emptiness; the first that holds."""
     if not all(found):
         return "no-seg"
     if any(several):

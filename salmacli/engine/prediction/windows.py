@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Far below every real logit: SAM 2's own value where there is no object.
 NOTHING = -1024.0
+_HARDLY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class FrameMasks:
 
 
 class Fade:
-    """Merges what windows say of the frames they share, weighing each by how deep in it a frame lies."""
+    """Merges what windows say of frames they share: a mean of probabilities, weighed by how deep in each a frame lies.
+
+    Of logits the mean would not do: one window's "absent" is hundreds of times as far from 0 as another's mask.
+    """
 
     def __init__(self, plan: list[Window]) -> None:
         self.plan = plan
@@ -76,25 +80,22 @@ class Fade:
         if len(sharing) == 1:
             yield number, masks
             return
-        weight = self._depth(index, number) * masks.known
+        # What a fall-back filled in counts only where no window has a mask of its own.
+        weight = self._depth(index, number) * masks.known * torch.where(masks.filled, _HARDLY, 1.0)
+        sums = weight[:, None, None] * masks.logits.sigmoid()
+        merged = FrameMasks(sums, masks.empty, masks.filled, masks.known)
         if number in self.sums:
             before, weights = self.sums.pop(number)
-            masks = FrameMasks(
-                before.logits + weight[:, None, None] * masks.logits,
-                before.empty & masks.empty,
-                # A fall-back in one window counts where the other window has no mask of its own either.
-                (before.filled | masks.filled) & before.empty & masks.empty,
-                before.known | masks.known,
-            )
+            empty = before.empty & masks.empty
+            filled = (before.filled | masks.filled) & empty
+            merged = FrameMasks(before.logits + sums, empty, filled, before.known | masks.known)
             weight = weights + weight
-        else:
-            masks = FrameMasks(weight[:, None, None] * masks.logits, masks.empty, masks.filled, masks.known)
         if index < sharing[-1]:
-            self.sums[number] = masks, weight
+            self.sums[number] = merged, weight
             return
-        mean = masks.logits / weight.clamp(min=1e-6)[:, None, None]
-        logits = torch.where(masks.known[:, None, None], mean, NOTHING)
-        yield number, FrameMasks(logits, masks.empty, masks.filled, masks.known)
+        mean = torch.logit(merged.logits / weight.clamp(min=_HARDLY)[:, None, None], eps=1e-6)
+        logits = torch.where(merged.known[:, None, None], mean, NOTHING)
+        yield number, FrameMasks(logits, merged.empty, merged.filled, merged.known)
 
     def _depth(self, index: int, number: int) -> float:
         """How many frames lie between a frame and the window's nearer end that it shares with another window."""

@@ -197,10 +197,11 @@ class Mllm(nn.Module, ABC):
         for step, said in enumerate(self._script(forced or [None] * count, max_new_tokens, device)):
             token = torch.where(said < 0, self.vocabulary_logits(last).argmax(-1), said)
             open_rows = open_rows & (token != self.end_id)
-            if not open_rows.any():
+            spoken, is_open = torch.stack([token, open_rows.long()]).tolist()  # one wait for the device per token
+            if not any(is_open):
                 break
-            for answer, one, is_open in zip(answers, token.tolist(), open_rows.tolist(), strict=True):
-                if is_open:
+            for answer, one, goes_on in zip(answers, spoken, is_open, strict=True):
+                if goes_on:
                     answer.append(one)
             seen = torch.cat([seen, open_rows[:, None].long()], dim=1)
             place = (prefix.end + lengths + step)[:, None]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from salmacli.config.schema import PredictConfig
+from salmacli.engine.prediction.batches import BatchSize
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.tracks import Recorder, reason_of
 from salmacli.engine.prediction.windows import NOTHING, FrameMasks
@@ -121,7 +122,7 @@ def test_an_empty_mask_is_decoded_again_with_a_forced_seg(predict, tiny_model, s
 
 
 def test_previous_repeats_the_mask_before_and_begins_where_there_is_one():
-    recorder = Recorder(2, 6, (4, 4), None, keep_logits=True)
+    recorder = Recorder(2, 6, (4, 4), None, keep_logits=True, batch=BatchSize(9, "masks", print))
     there = [[False, True, False, False, True, False], [False] * 6]
     for frame in (3, 0, 1, 5, 2, 4):  # in any order
         logits = torch.full((2, 4, 4), -1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.sights import to_language
 from salmacli.engine.prediction.tracks import resized
 from salmacli.errors import ConfigError, DataError, SalmaError
+from salmacli.models.grounding import Masks
 from salmacli.models.salma import Salma
 
 TEXTS = ["the red circle", "the blue square on the left", "a ring that turns before it stops, behind all others"]
@@ -178,6 +180,7 @@ def test_empty_sentence_and_empty_video_are_errors(tiny_model, frames):
         predictor(tiny_model).video(frames, ["the red circle", "  "])
     with pytest.raises(DataError, match="no frames"):
         predictor(tiny_model).video([], ["the red circle"])
+    assert predictor(tiny_model).video(frames, []) == []
 
 
 def test_progress_counts_every_frame_once(speaking, video):
@@ -207,20 +210,62 @@ def test_kernels_of_the_attention_change_no_mask(lively, video, kind):
     assert [track.counts for track in before] == [track.counts for track in after]
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(lively, video, monkeypatch):
+def _size(arguments: tuple) -> int:
+    """How many rows a call is for."""
+    of_slices = [one.stop - one.start for one in arguments if isinstance(one, slice)]
+    rows = [one.iou if isinstance(one, Masks) else one for one in arguments]
+    return of_slices[0] if of_slices else max(len(one) for one in rows if hasattr(one, "__len__"))
+
+
+@pytest.mark.parametrize("where", [
+    "salmacli.models.grounding.Grounding.encode",
+    "salmacli.models.mllm.internvl.InternVl.encode_frames",
+    "salmacli.models.mllm.base.Mllm.answer",
+    "salmacli.models.salma.Salma.prior",
+    "salmacli.models.salma.Salma.decode",
+    "salmacli.models.propagation.AsSam2.remember",
+    "salmacli.models.memory.MemoryBank.recall",
+    "salmacli.engine.prediction.tracks.Recorder._pictures",
+])  # fmt: skip
+def test_out_of_memory_halves_the_batch_and_says_so(lively, video, where, monkeypatch):
+    """Wherever memory runs out; 11 key frames are more than a batch."""
     said: list[str] = []
-    original = type(lively.grounding).encode
+    texts = [f"{text} {n}" for n in range(2) for text in TEXTS]
+    name, method = where.rsplit(".", 1)
+    module, kind = name.rsplit(".", 1)
+    owner = getattr(import_module(module), kind)
+    original = getattr(owner, method)
 
-    def small(self, images):
-        if len(images) > 2:
+    def small(self, *arguments, **options):
+        if _size(arguments) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return original(self, images)
+        return original(self, *arguments, **options)
 
-    whole = predictor(lively, mode="consistent").video(video, TEXTS, answer="[SEG]")
-    monkeypatch.setattr(type(lively.grounding), "encode", small)
-    parts = Predictor(lively, PredictConfig(mode="consistent"), said.append).video(video, TEXTS, answer="[SEG]")
+    settings = PredictConfig(mode="consistent", key_frames=11, choice="diverse")
+    whole = Predictor(lively, settings).video(video, texts, answer="[SEG]")
+    monkeypatch.setattr(owner, method, small)
+    parts = Predictor(lively, settings, said.append).video(video, texts, answer="[SEG]")
     assert [track.counts for track in whole] == [track.counts for track in parts]
-    assert said and "going on with" in said[0] and "frames" in said[0]
+    assert said and all("out of memory" in one and "going on with" in one for one in said)
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory.", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_memory_that_no_batch_helps_against_is_an_error_of_one_line(lively, video, monkeypatch, message):
+    def none(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(type(lively.mllm), "read", none)
+    with pytest.raises(SalmaError, match="memory does not hold"):
+        predictor(lively, mode="frames").video(video, TEXTS, answer="[SEG]")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(lively, video, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(type(lively.grounding), "encode", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        predictor(lively, mode="frames").video(video, TEXTS, answer="[SEG]")
 
 
 def test_memory_for_not_even_one_is_an_error_of_one_line(lively, video, monkeypatch):

@@ -40,18 +40,41 @@ def faded(plan: list[Window], *values: float | None) -> dict[int, float]:
     return found
 
 
+def logit(share: float) -> float:
+    return float(torch.logit(torch.tensor(share)))
+
+
 def test_masks_fade_from_one_window_to_the_next():
-    found = faded([Window(0, 6), Window(3, 9)], 1.0, 5.0)
-    assert [found[n] for n in range(9)] == pytest.approx([1, 1, 1, 2, 3, 4, 5, 5, 5])
+    found = faded([Window(0, 6), Window(3, 9)], logit(0.1), logit(0.9))
+    shares = torch.tensor([found[n] for n in range(9)]).sigmoid().tolist()
+    assert shares == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9, 0.9], abs=1e-5)
 
 
 def test_more_than_two_windows_may_share_a_frame():
-    found = faded([Window(0, 5), Window(2, 7), Window(4, 9)], 1.0, 2.0, 3.0)
-    assert found[4] == pytest.approx((1 * 1 + 3 * 2 + 1 * 3) / 5)
+    found = faded([Window(0, 5), Window(2, 7), Window(4, 9)], logit(0.1), logit(0.2), logit(0.8))
+    assert found[4] == pytest.approx(logit((1 * 0.1 + 3 * 0.2 + 1 * 0.8) / 5), abs=1e-4)
+
+
+def test_absence_has_no_more_weight_than_presence():
+    """SAM 2 says −1024 where the object is not; a mask must still fade out at half of the way, not at its beginning."""
+    found = faded([Window(0, 10), Window(4, 14)], 10.0, NOTHING)
+    assert [found[n] > 0 for n in range(14)] == [True] * 7 + [False] * 7
+    assert faded([Window(0, 4), Window(2, 6)], NOTHING, NOTHING)[3] < -10
+
+
+def test_a_fall_back_gives_way_to_a_mask_of_the_other_windows_own():
+    fade = Fade([Window(0, 6), Window(1, 7)])
+    merged = {}
+    for index, (value, filled) in enumerate(((8.0, True), (-3.0, False))):
+        for number in fade.plan[index].numbers():
+            merged |= dict(fade.add(index, number, masks(value, empty=filled, filled=filled)))
+    assert all(float(merged[n].logits.max()) < 0 and not merged[n].filled for n in range(1, 7))
+    assert bool(merged[0].filled) and float(merged[0].logits.max()) == 8
 
 
 def test_a_window_that_knows_nothing_has_no_say():
-    assert faded([Window(0, 4), Window(2, 6)], 1.0, None) == {0: 1, 1: 1, 2: 1, 3: 1, 4: NOTHING, 5: NOTHING}
+    found = faded([Window(0, 4), Window(2, 6)], 1.0, None)
+    assert [found[n] for n in range(6)] == pytest.approx([1, 1, 1, 1, NOTHING, NOTHING])
     assert set(faded([Window(0, 4), Window(2, 6)], None, None).values()) == {NOTHING}
 
 
