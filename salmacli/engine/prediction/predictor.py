@@ -43,7 +43,7 @@ class Predictor:
         say: told when a batch had to be made smaller.
 
     Attributes:
-        settings: the resolved ones.
+        settings: the resolved ones, with the precision of the weights.
 
     Raises:
         ConfigError: the settings contradict the model's own mode.
@@ -54,7 +54,8 @@ class Predictor:
         self, model: Salma, settings: PredictConfig | None = None, say: Callable[[str], object] | None = None
     ) -> None:
         self.model = model.eval()
-        self.settings = resolved(settings or PredictConfig(), model.config)
+        precision = "bf16" if model.dtype == torch.bfloat16 else "fp32"
+        self.settings = resolved(settings or PredictConfig(), model.config).model_copy(update={"precision": precision})
         say = say or (lambda _: None)
         self._frames = BatchSize(self.settings.frames_at_once, "frames", say)
         self._expressions = BatchSize(self.settings.expressions_at_once, "expressions", say)
