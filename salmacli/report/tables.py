@@ -39,7 +39,7 @@ def _cells(scores: Mapping[str, Any], metrics: Iterable[str]) -> list[str]:
 
 
 def _what(results: Mapping[str, Any]) -> str:
-    """Benchmark, split, protocol, mode and unusual settings in a line."""
+    """Benchmark, split, protocol, mode, unusual settings and a precision other than fp32 in a line."""
     what = f"{results['benchmark']} {results['split']}"
     protocol = results.get("protocol", {}).get("name", "default")
     if protocol != "default" and protocol not in what:
@@ -47,7 +47,10 @@ def _what(results: Mapping[str, Any]) -> str:
     if results.get("synthetic"):
         what += " (synthetic)"
     mode = [f"mode {results['mode']}"] if results.get("mode") else []
-    return ", ".join([what, *mode, *told(results.get("settings") or {})])
+    settings = results.get("settings") or {}
+    if "precision" not in settings and (results.get("resolved") or {}).get("precision", "fp32") != "fp32":
+        settings = {**settings, "precision": results["resolved"]["precision"]}
+    return ", ".join([what, *mode, *told(settings)])
 
 
 def results_table(results: Mapping[str, Any], rows: pd.DataFrame | None = None) -> Group:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+import salmacli
 from salmacli.checkpoints.load import CheckpointInfo, config_of, load_checkpoint, open_checkpoint
 from salmacli.config.files import read_json
 from salmacli.config.schema import ModelConfig, PredictConfig
@@ -67,6 +68,7 @@ class Job:
         settings = resolved(self.settings, self.model)
         record = {
             "schema": SCHEMA,
+            "salma": salmacli.__version__,
             "benchmark": self.benchmark.name,
             "split": self.benchmark.split,
             "mode": settings.mode,
@@ -106,6 +108,8 @@ def plan(run: RunFolder | None, benchmark: Benchmark, settings: PredictConfig, c
             "write what they mean, or take them out",
         )
     info, contents = open_checkpoint(_checkpoint(run, checkpoint))
+    if settings.precision == _precision("auto", _best_device()):
+        settings = settings.model_copy(update={"precision": "auto"})  # the same evaluation, in the same folder
     job = Job(benchmark, info, config_of(contents, info.path), settings, run)
     resolved(settings, job.model)
     return job
@@ -184,9 +188,15 @@ def load_model(
         UsageError: Both or none are named.
         CheckpointError: It cannot be loaded.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or _best_device())
+    if device.type == "cuda" and _precision(precision, device) == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # or convolutions would have 10 bits, and fp32 be none
     dtype = torch.bfloat16 if _precision(precision, device) == "bf16" else torch.float32
     return load_checkpoint(_checkpoint(run, checkpoint), device, dtype)
+
+
+def _best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _checkpoint(run: RunFolder | None, checkpoint: Path | None) -> Path:

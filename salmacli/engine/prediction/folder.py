@@ -32,9 +32,8 @@ def claim(folder: Path, record: Mapping[str, Any], progress: Progress) -> None:
     if path.exists() and not same(read_json(path), record):
         aside = _free_name(folder)
         folder.rename(aside)
-        progress.say(
-            f"{folder} held predictions of another checkpoint, split, data or settings; they are now in {aside}"
-        )
+        what = "another checkpoint, split, data, settings or version of SALMA"
+        progress.say(f"{folder} held predictions of {what}; they are now in {aside}")
     for part in folder.glob(".*.part"):  # what a kill left of a file
         if time.time() - part.stat().st_mtime > _STALE:
             part.unlink(missing_ok=True)

@@ -51,19 +51,28 @@ class Group:
         """What the work of each process gives, by rank.
 
         Raises:
-            SalmaError: The first that was raised in any of them, in all of them.
+            SalmaError: The first that was raised in any of them, in all of them. Another error, which is a bug, stays
+                what it is where it was raised, and is told as one line to the others, or they would wait for ever.
         """
         found: Item | None = None
-        error: SalmaError | None = None
+        own: Exception | None = None
         try:
             found = work()
-        except SalmaError as caught:
-            error = caught
-        said = self.gather((found, error))
+        except Exception as caught:  # noqa: BLE001 - it is raised below
+            own = caught
+        told = own if own is None or isinstance(own, SalmaError) else _as_salma_error(own, self.rank)
+        said = self.gather((found if own is None else None, told))
+        if own is not None and told is not own:
+            raise own
         for _, failed in said:
             if failed is not None:
                 raise failed
         return [item for item, _ in said]  # type: ignore[misc]
+
+
+def _as_salma_error(error: Exception, rank: int) -> SalmaError:
+    what = " ".join(str(error).split())
+    return SalmaError(f"process {rank + 1} stopped with {type(error).__name__}: {what}", "see its own message")
 
 
 def rank_of_environment() -> int:

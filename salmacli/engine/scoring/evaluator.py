@@ -106,6 +106,7 @@ def origin(benchmark: Benchmark, found: Predictions, record: Mapping[str, Any]) 
         "split": benchmark.split,
         "synthetic": benchmark.synthetic,
         "settings": found.record.get("settings", {}),
+        "resolved": found.record.get("resolved", {}),
         **{key: record.get(key, found.record.get(key)) for key in ("mode", "run", "checkpoint", "config")},
     }
 

@@ -137,7 +137,7 @@ def test_predictions_of_something_else_are_set_aside_and_said(make_job, benchmar
         other = job
     predict_benchmark(other, load=load, progress=listener)
     assert (job.folder.parent / "predictions.old-1").is_dir() and "in predictions.old-1" not in listener.said[0]
-    assert "another checkpoint, split, data or settings" in listener.said[0] and record_of(job)["complete"]
+    assert "another checkpoint, split, data, settings" in listener.said[0] and record_of(job)["complete"]
 
 
 def test_where_the_checkpoint_lies_does_not_matter(make_job, load, tmp_path):

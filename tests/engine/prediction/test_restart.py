@@ -66,9 +66,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill_and_restart(start, folder: Path, whole: dict[str, bytes], shortest: float, longest: float) -> None:
-    """Start and kill until that has happened `KILLS` times, then let it end; a life lasts `shortest` to `longest` s."""
+    """Start and kill `KILLS` times, and at more than one place, then let it end; lives last `shortest` to `longest` s."""
     moments, kills, states = random.Random(0), 0, set()
-    while kills < KILLS:
+    while kills < KILLS or len(states) < 3:
         process, deadline = start(), time.monotonic() + moments.uniform(shortest, longest)
         while time.monotonic() < deadline and alive(process):
             time.sleep(0.002)
@@ -78,13 +78,12 @@ def kill_and_restart(start, folder: Path, whole: dict[str, bytes], shortest: flo
             ended(process)
             state = sum(1 for path in folder.glob("*/*/predictions/*.json"))
             states.add(state)
-            longest *= 1.05 if len(states) < 3 else 1  # on a machine that has become slower since it was measured
+            longest *= 1.1 if len(states) < 3 else 1  # on a machine that has become slower since it was measured
         else:  # so it begins anew
             assert ended(process) == 0 and contents(folder) == whole
             shutil.rmtree(folder)
     assert ended(start()) == 0
     assert contents(folder) == whole
-    assert len(states) > 2, "it was killed at the same place again and again"
 
 
 def alive(process) -> bool:

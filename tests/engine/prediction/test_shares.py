@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from salmacli.engine.prediction.shares import group, rank_of_environment, several, share
-from salmacli.errors import DataError
+from salmacli.engine.prediction.shares import Group, group, rank_of_environment, several, share
+from salmacli.errors import DataError, SalmaError
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 20])
@@ -49,3 +49,30 @@ def test_a_launcher_tells_the_rank(monkeypatch):
     assert several() and rank_of_environment() == 3
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not several() and rank_of_environment() == 0
+
+
+class First(Group):
+    """The first of two processes, the other of which has said what it is given here; what the first says is kept."""
+
+    said, other = None, (7, None)
+
+    def gather(self, item):
+        type(self).said = item
+        return [item, self.other]
+
+
+@pytest.mark.parametrize("error", [DataError("broken"), KeyError("a bug")])
+def test_what_stops_one_process_stops_the_other_which_waits_for_it(error, monkeypatch):
+    here = First(0, 2, None)
+
+    def fails():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        here.together(fails)
+    assert caught.value is error
+    told = First.said[1]
+    assert isinstance(told, SalmaError), "the others get it in a form that ends them in one line"
+    monkeypatch.setattr(First, "other", (None, told))
+    with pytest.raises(SalmaError):
+        here.together(lambda: 3)
