@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill_and_restart(start, folder: Path, whole: dict[str, bytes], shortest: float, longest: float) -> None:
-    """Start and kill `KILLS` times, and at more than one place, then let it end; lives last `shortest` to `longest` s."""
+    """Start and kill `KILLS` times and at several places, then let it end; a life lasts `shortest` to `longest` s."""
     moments, kills, states = random.Random(0), 0, set()
     while kills < KILLS or len(states) < 3:
         process, deadline = start(), time.monotonic() + moments.uniform(shortest, longest)
@@ -76,8 +76,7 @@ def kill_and_restart(start, folder: Path, whole: dict[str, bytes], shortest: flo
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
             ended(process)
-            state = sum(1 for path in folder.glob("*/*/predictions/*.json"))
-            states.add(state)
+            states.add(sum(1 for path in folder.glob("*/*/predictions/*.json")))
             longest *= 1.1 if len(states) < 3 else 1  # on a machine that has become slower since it was measured
         else:  # so it begins anew
             assert ended(process) == 0 and contents(folder) == whole
