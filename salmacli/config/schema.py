@@ -228,7 +228,7 @@ class PredictConfig(Settings):
     """How videos are predicted. What is null is the mode's or the model's own."""
 
     mode: Literal["frames", "consistent", "sa2va"] | None = Field(
-        None, description="null: the model's inference_mode; see docs/prediction.md"
+        None, description="null: the model's inference_mode"
     )
     key_frames: int | None = Field(
         None, ge=1, description="K, frames of each window that the MLLM reads; null: the model's clip_frames"
