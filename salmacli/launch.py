@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from salmacli.errors import SalmaError, UsageError
 
 # torchrun sets LOCAL_RANK, but other launchers do not; only a variable of our own tells a worker from the one
 # who starts workers, whoever launched it.
 WORKER = "SALMA_WORKER"
+_PATIENCE = 60  # seconds in which processes end that Ctrl-C has reached
+_PR_SET_PDEATHSIG = 1
 
 
 def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
@@ -37,11 +40,63 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
     # Without this torchrun limits every worker to one thread, and says so in a warning.
     threads = max(1, (os.cpu_count() or 1) // num_gpus)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, WORKER: "1"}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = run_to_end(command, environment)
     if status in (130, -2):
         raise KeyboardInterrupt
     if status != 0:
         raise SalmaError(f"one of {num_gpus} processes failed", "its own message stands above")
+
+
+def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a process that ends when this one is told to, and on Linux also when this one is killed.
+
+    Args:
+        command: The program and its arguments.
+        environment: All of its variables.
+
+    Returns:
+        Its exit status, as ``subprocess`` has it.
+    """
+    terminated = False
+
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        child.terminate()
+
+    # SIGTERM and not SIGKILL, upon which torchrun could not end its workers.
+    child = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent())
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:  # a terminal has told the child, too
+        try:
+            child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)  # and end as one does that does not wait for others
+    return status
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does before it starts, so that it gets SIGTERM when its parent ends in whatever way."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
+
+    return prepare
 
 
 def is_worker() -> bool:

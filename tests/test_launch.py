@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from salmacli.errors import SalmaError, UsageError
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
-    def run(command: list[str], **options: Any) -> SimpleNamespace:
-        made.append({"command": command, **options})
-        return SimpleNamespace(returncode=0)
+    def run(command: list[str], environment: dict[str, str]) -> int:
+        made.append({"command": command, "env": environment})
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", run)
+    monkeypatch.setattr(launch, "run_to_end", run)
     monkeypatch.delenv(launch.WORKER, raising=False)
     return made
 
@@ -59,9 +60,44 @@ def test_failing_workers_fail_the_command(
     monkeypatch: pytest.MonkeyPatch, status: int, error: type[BaseException]
 ) -> None:
     monkeypatch.delenv(launch.WORKER, raising=False)
-    monkeypatch.setattr(launch.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=status))
+    monkeypatch.setattr(launch, "run_to_end", lambda *_: status)
     with pytest.raises(error):
         launch.relaunch(2, ["train"])
+
+
+def test_the_exit_status_is_the_childs() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch.run_to_end([sys.executable, "-c", "raise SystemExit(7)"], os.environ) == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child outlives a parent that is killed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_child_ends_with_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+    """The child writes its number, and that it was told to end and not killed."""
+    child = (
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_): pathlib.Path('told').touch(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path('new').write_text(str(os.getpid())); os.rename('new', 'pid')\n"
+        "time.sleep(60)\n"
+    )
+    repository = Path(launch.__file__).parents[1]
+    call = f"run_to_end([sys.executable, '-c', {child!r}], os.environ)"
+    code = f"import os, sys; from salmacli.launch import run_to_end; {call}"
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    _wait_for(tmp_path / "pid")
+    parent.send_signal(number)
+    assert parent.wait(20) == -number
+    _wait_for(tmp_path / "told")
+
+
+def _wait_for(path: Path) -> None:
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} does not come"
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from salmacli.config.schema import PredictConfig
     from salmacli.data.benchmarks import Benchmark
     from salmacli.engine.progress import Progress
+    from salmacli.engine.run_folder import RunFolder
     from salmacli.engine.scoring.evaluation import Evaluation
 
 
@@ -139,6 +140,8 @@ def evaluate(
 
     from salmacli.engine.sources import open_source
 
+    # Before the data, which may first have to be made.
+    begun = _choose(run, checkpoint, progress) if predictions is None else None
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic and not is_worker():
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
@@ -152,7 +155,7 @@ def evaluate(
     else:
         # The annotators' protocol merges soft masks, which are the logits.
         logits = save_logits or chosen == "annotators"
-        found = _predict(source, data, run, checkpoint, how, logits, num_gpus, progress)
+        found = _predict(source, data, begun, checkpoint, how, logits, num_gpus, progress)
         if found is None:
             return  # a share is done; the process that began scores
         folder, record = found
@@ -179,10 +182,23 @@ def _protocol(benchmark: Set, protocol: str | None, visa_compat: bool) -> str | 
     return None if name == next(iter(PROTOCOLS[benchmark.value])) else name
 
 
+def _choose(run: Path | None, checkpoint: Path | None, progress: Progress) -> RunFolder | None:
+    """The run that is named, or the newest; none where a checkpoint is."""
+    if checkpoint is not None and run is not None:
+        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
+    from salmacli.engine.run_folder import RunFolder
+    from salmacli.launch import is_worker
+
+    begun = None if checkpoint else RunFolder.choose(run)
+    if begun is not None and not is_worker():
+        progress.say(f"run: {begun.path}" + ("" if run else " (the newest)"))
+    return begun
+
+
 def _predict(
     source: Benchmark,
     data: Path | None,
-    run: Path | None,
+    run: RunFolder | None,
     checkpoint: Path | None,
     settings: PredictConfig,
     save_logits: bool,
@@ -193,23 +209,17 @@ def _predict(
 
     None in a process that only does its share.
     """
-    if checkpoint is not None and run is not None:
-        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
     from salmacli.engine.prediction.benchmark import plan, predict_benchmark
     from salmacli.engine.prediction.folder import refuse_failed
     from salmacli.engine.prediction.settings import assignments
     from salmacli.engine.prediction.shares import rank_of_environment, several
-    from salmacli.engine.run_folder import RunFolder
     from salmacli.launch import is_worker, relaunch
 
-    begun = None if checkpoint else RunFolder.choose(run)
-    if begun is not None and not is_worker():
-        progress.say(f"run: {begun.path}" + ("" if run else " (the newest)"))
-    job = plan(begun, source, settings, checkpoint)
+    job = plan(run, source, settings, checkpoint)
     if num_gpus > 1 and not is_worker():
         if several():
             raise UsageError("--num-gpus starts processes, and a launcher has started some already", "leave it out")
-        words = ["--run", str(begun.path)] if begun is not None else ["--checkpoint", str(checkpoint)]
+        words = ["--run", str(run.path)] if run is not None else ["--checkpoint", str(checkpoint)]
         words += ["--data", str(data)] if data is not None else []
         words += ["--split", source.split, *(word for text in assignments(settings) for word in ("--set", text))]
         words += ["--num-gpus", str(num_gpus), *(["--save-logits"] if save_logits else [])]
@@ -220,6 +230,10 @@ def _predict(
         except SalmaError as error:
             if rank_of_environment():
                 raise typer.Exit(error.exit_code) from None  # the main process says it
+            raise
+        except KeyboardInterrupt:
+            if is_worker():
+                raise typer.Exit(130) from None  # the process that began says it
             raise
     if is_worker() or rank_of_environment():
         return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
+import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from salmacli.engine.run_folder import RunFolder
 
 OUTPUT = "Output"  # a panel in --help
+_CELL = 200  # characters of a sentence or an answer in the table
 
 
 class Kind(str, Enum):
@@ -79,7 +79,8 @@ def predict(
     fps: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
-            min=0.1, max=1000, help="Of the overlay video; as the source, 10 for a folder.", rich_help_panel=OUTPUT
+            help="Of the overlay video, 0.1 to 1000; as the source if not given, 10 for a folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     force: Annotated[
@@ -103,6 +104,9 @@ def predict(
     if not kinds:
         raise UsageError(f"{source} is one picture, of which no video is written", "write --write overlay")
     chosen = _chosen(run, checkpoint)
+    for option, place in (("--out", folder), ("--save-logits", save_logits)):
+        if place is not None:
+            _check_writable(option, place)
 
     from salmacli.config.files import write_atomic
     from salmacli.engine.prediction.benchmark import load_model
@@ -142,19 +146,29 @@ def _check_words(text: list[str], answer: str | None, fps: float | None) -> None
     for number, sentence in enumerate(text, 1):
         if not sentence.strip():
             raise UsageError(f"--text {number} of {len(text)} is empty", "say what to segment")
-        if not sentence.isascii() and any("\ud800" <= character <= "\udfff" for character in sentence):
+        if not _is_utf8(sentence):
             raise UsageError(f"--text {number} of {len(text)} is not UTF-8: {sentence!r}", "write it in UTF-8")
+    if answer is not None and not _is_utf8(answer):
+        raise UsageError(f"--answer is not UTF-8: {answer!r}", "write it in UTF-8")
     if answer is not None and answer.count(SEG) != 1:
         raise UsageError(f"--answer {answer!r} needs one {SEG}", f'write --answer "Sure, {SEG}."')
-    if fps is not None and not math.isfinite(fps):
-        raise UsageError(f"--fps {fps} is no number of frames per second", "write --fps 10")
+    if fps is not None and not 0.1 <= fps <= 1000:  # nor is NaN
+        raise UsageError(f"--fps {fps} is no number between 0.1 and 1000", "write --fps 10")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no byte of what was typed had to be smuggled in as half a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_places(source: Path, folder: Path, save_logits: Path | None, texts: int, force: bool) -> None:
     """Whether what is predicted can go where it is wanted, before it is predicted."""
     from salmacli.report.prediction_folder import check_free
 
-    check_free(folder, force, save_logits)
+    try:
+        check_free(folder, force, save_logits)
+    except OSError as error:
+        raise UsageError(f"--out {folder} cannot be used ({error.strerror})", "name another place") from None
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UsageError(f"--out {folder} holds {source}, which would be replaced", "name another folder")
     if save_logits is not None:
@@ -164,10 +178,16 @@ def _check_places(source: Path, folder: Path, save_logits: Path | None, texts: i
             raise UsageError(f"--save-logits {save_logits} is no .npz", "name a file that ends in .npz")
         if save_logits.exists() and not force:
             raise UsageError(f"{save_logits} exists already", "replace it with --force, or name another file")
-    for option, path in (("--out", folder), ("--save-logits", save_logits)):
-        above = next(place for place in path.absolute().parents if place.exists()) if path else None
-        if above and not (above.is_dir() and os.access(above, os.W_OK)):
-            raise UsageError(f"{option} {path}: nothing can be written in {above}", "name another place")
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Try, before anything is predicted, whether something can be made at a place; its parent folder stays."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)).rmdir()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{option} {path}: nothing can be written there ({reason})", "name another place") from None
 
 
 def _chosen(run: Path | None, checkpoint: Path | None) -> RunFolder | None:
@@ -261,7 +281,6 @@ def _row(track: Track, place: Path | None) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]], frames: int) -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
@@ -272,5 +291,16 @@ def _table(rows: list[dict[str, Any]], frames: int) -> Any:
         notes += [f"{row['filled_frames']} filled"] if row["filled_frames"] else []
         count = f"{row['frames_with_mask']} of {frames}" + (f" ({', '.join(notes)})" if notes else "")
         folder = f"{Path(row['folder']).name}/" if row["folder"] else "–"
-        table.add_row(escape(row["text"]), escape(row["answer"]), count, f"{row['mean_area']:.1%}", folder)
+        table.add_row(_shown(row["text"]), _shown(row["answer"]), count, f"{row['mean_area']:.1%}", folder)
     return table
+
+
+def _shown(text: str) -> Any:
+    """A cell of the table: short, and nothing in it steers the terminal, whatever a model answers."""
+    from rich.text import Text
+
+    from salmacli.config.files import legible
+
+    plain = " ".join(legible(text[: 8 * _CELL]).split())
+    plain = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in plain)
+    return Text(plain if len(plain) <= _CELL and len(text) <= 8 * _CELL else f"{plain[:_CELL].rstrip()}…")

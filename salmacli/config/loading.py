@@ -141,10 +141,14 @@ def _fault(entry: dict[str, Any], kind: type[BaseModel]) -> str:
     path = list(entry["loc"])
     name = ".".join(str(part) for part in path)
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _fields(kind, path[:-1]), n=1)
-        return f"{name} is unknown" + (f", did you mean {near[0]}?" if near else "")
+        known = _fields(kind, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1)
+        return f"{name} is unknown, " + (f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}")
     if entry["type"] == "missing":
         return f"{name} is missing"
+    if entry["type"] in ("model_type", "model_attributes_type") and path:
+        keys = [f"{name}.{key}" for key in _fields(kind, path)]
+        return f"{name} is a section: set {' or '.join(filter(None, (', '.join(keys[:-1]), keys[-1])))}"
     message = str(entry["msg"]).removeprefix("Value error, ")
     # A fault between the fields of a section names them in its message; the whole section would drown it.
     value = "" if isinstance(entry["input"], dict) else f" = {entry['input']!r}"

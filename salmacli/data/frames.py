@@ -181,12 +181,19 @@ def frames_of(path: str | Path) -> FrameSource:
         UsageError: It is a URL, or a file of another kind.
         DataError: Nothing is there, a folder holds no picture or two of the same name, or the video cannot be read.
     """
-    if _URL.match(str(path)) and not Path(path).exists():
-        raise UsageError(f"{path} is a URL", "download it first and name the file")
-    path = Path(path)
-    if path.is_dir():
-        return _Pictures(_pictures_in(path), path, still=False, upright=True)
-    if not path.exists():
+    given, path = str(path), Path(path)
+    try:
+        there = path.exists()
+        files = _pictures_in(path) if path.is_dir() else None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})", "check its name and its permissions") from None
+    url = _URL.match(given)
+    if url and not there:
+        whole = f"{url.group()}/{given[url.end() :].lstrip('/')}"
+        raise UsageError(f"{whole} is a URL", "download it first and name the file")
+    if files is not None:
+        return _Pictures(files, path, still=False, upright=True)
+    if not there:
         raise DataError(f"{path} does not exist", "name a folder of frames, a picture or a video file")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _Pictures([path], path, still=True, upright=True)

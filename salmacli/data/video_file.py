@@ -179,6 +179,12 @@ def _counted(path: Path) -> _Index:
         telling = len(known) == len(times) and all(a < b for a, b in pairwise(known))
         if size is None:
             raise DataError(f"video {path} holds no frames", _MEND)
+        if container.format.name == "gif" and len(times) < stream.frames:
+            # FFmpeg skips frames without a delay of their own; other containers' counts are often wrong.
+            raise DataError(
+                f"of {path} {len(times)} of {stream.frames} frames can be read",
+                "save it with a duration per frame, or give its frames as a folder of pictures",
+            )
         if telling and (known[-1] + 1) * stream.time_base < 0.95 * _seconds(stream) - 1:
             raise DataError(f"video {path} breaks off after {len(times)} frames, {_seconds(stream):.0f} s long", _MEND)
         fps = float(stream.average_rate) if stream.average_rate else None

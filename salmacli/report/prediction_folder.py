@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -21,13 +24,12 @@ from salmacli.data.ahead import in_order
 from salmacli.data.frames import FrameSource
 from salmacli.engine.progress import Progress, Silent
 from salmacli.errors import UsageError
-from salmacli.report.overlays import Layer, overlay_frames, overlay_sheet, write_video
+from salmacli.report.overlays import Layer, write_overlays
 
 RECORD = "predictions.json"
 
-Item = TypeVar("Item")
-
 _FPS = 10.0  # of folders, which do not say
+_QUIET = 5.0  # seconds: what another process has just begun may not be held yet
 _OURS = re.compile(rf"{re.escape(RECORD)}|(\d\d+-[^/]+/)?overlay\.(png|mp4)|\d\d+-[^/]+/masks/[^/]+\.png")
 
 
@@ -80,36 +82,64 @@ def write_prediction(
 
     Args:
         folder: Complete when this returns, and as it was when this raises.
-        source: The frames; read again for every overlay, so that no more than a few are held.
+        source: The frames; read once for every 8 sentences, few are held.
         layers: Sentences and their masks, by the names of their folders.
         record: What ``predictions.json`` is to hold.
         kinds: Of rle, masks, overlay, video. Of a picture no video is written.
         fps: Frames per second of the videos; the source's own if not given.
         progress: Told of every frame that is written.
     """
-    places = dict(zip(layers, ([layer] for layer in layers.values()), strict=True))
+    places = {name: [layer] for name, layer in layers.items()}
     if len(layers) > 1:
         places["."] = list(layers.values())
-    videos = "video" in kinds and not source.still
+    videos, sheets = "video" in kinds and not source.still, "overlay" in kinds
     steps = ("masks" in kinds) * len(layers) + videos * len(places)
     progress = progress or Silent()
-    progress.start("writing", steps * len(source) + ("overlay" in kinds) * len(places))
+    progress.start("writing", steps * len(source) + sheets * len(places))
     try:
-        with replacing(folder.resolve()) as part:
-            for name, shown in places.items():
-                if "masks" in kinds and name != ".":
-                    _write_masks(part / name / "masks", source.names, shown[0], progress)
-                if "overlay" in kinds:
-                    (part / name).mkdir(exist_ok=True)
-                    overlay_sheet(source, shown).save(part / name / "overlay.png")
-                    progress.advance()
-                if videos:
-                    with closing(overlay_frames(source, shown)) as frames:
-                        write_video(part / name / "overlay.mp4", _told(frames, progress), fps or source.fps or _FPS)
+        _remove_abandoned(folder.resolve())
+        with replacing(folder.resolve()) as part, _held(part):
+            for name, layer in layers.items() if "masks" in kinds else ():
+                _write_masks(part / name / "masks", source.names, layer, progress)
+            if sheets or videos:
+                rate = fps or source.fps or _FPS
+                shown = {part / name: several for name, several in places.items()}
+                write_overlays(source, shown, sheets, rate if videos else None, progress)
             if "rle" in kinds:
                 write_json(part / RECORD, record)
     finally:
         progress.finish()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed left of a prediction into the same folder."""
+    begun = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}\.part")  # as `replacing` names it
+    for part in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        if not begun.fullmatch(part.name) or part.is_symlink() or not part.is_dir():
+            continue
+        with suppress(OSError), _held(part) as ours:  # another process may be about to write or remove it
+            if ours and time.time() - max(path.stat().st_mtime for path in (part, *part.rglob("*"))) > _QUIET:
+                shutil.rmtree(part)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder for this process; the system lets go of it, however the process ends.
+
+    Yields:
+        Whether it is locked: not where another process holds it, or where the system cannot lock folders.
+    """
+    with ExitStack() as stack:
+        try:
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = True
+        except (ImportError, OSError):
+            ours = False
+        yield ours
 
 
 def _write_masks(folder: Path, names: Sequence[str], layer: Layer, progress: Progress) -> None:
@@ -119,11 +149,5 @@ def _write_masks(folder: Path, names: Sequence[str], layer: Layer, progress: Pro
         Image.fromarray(layer.mask(number)).convert("L").save(folder / f"{names[number]}.png")
 
     with closing(in_order(write, range(len(names)), threads=4, ahead=8)) as written:
-        for _ in _told(written, progress):
-            pass
-
-
-def _told(items: Iterable[Item], progress: Progress) -> Iterator[Item]:
-    for item in items:
-        yield item
-        progress.advance()
+        for _ in written:
+            progress.advance()

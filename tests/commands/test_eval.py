@@ -156,7 +156,7 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["davis", "--scoring", "unsupervised"], 2, ["--truth"]),
         (["davis", "--scoring", "loose"], 2, ["loose", "semi-supervised"]),
         (["davis", "--truth", "nowhere", "--predictions", "nowhere"], 4, ["nowhere"]),
-        (["mevis", "--submission", "--missing", "zero"], 2, ["--missing", "zip"]),
+        (["mevis", "--submission", "--missing", "zero", "--predictions", "."], 2, ["--missing", "zip"]),
         (["mevis", "--predictions", "x", "--run", "y"], 2, ["--run"]),
         (["mevis", "--predictions", "x", "--fallback", "prior"], 2, ["--predictions", "settings"]),
         (["mevis", "--predictions", "x", "--set", "window=64"], 2, ["--predictions", "settings"]),
@@ -171,7 +171,7 @@ def test_what_is_missing_is_named_and_worth_what_the_user_says(perfect, capsys):
         (["mevis", "--run", "x", "--checkpoint", "y"], 2, ["--run"]),
         (["mevis", "--worst", "-1"], 2, ["--worst"]),
         (["mevis", "--worst", "3", "--json"], 2, ["--worst", "--json"]),
-        (["refytvos", "--worst", "3"], 2, ["refytvos valid", "--worst"]),
+        (["refytvos", "--worst", "3", "--predictions", "."], 2, ["refytvos valid", "--worst"]),
         (["davis", "--truth", ".", "--predictions", ".", "--visa-compat"], 2, ["--truth"]),
         (["revos", "--submission", "--predictions", "."], 2, ["revos"]),
     ],
@@ -298,6 +298,23 @@ def test_a_broken_frame_is_named_at_the_end_and_only_its_video_is_predicted_agai
     results = json.loads((folder / "results.json").read_text())
     assert results["settings"] == {"fallback": "force-seg"} and results["counts"]["fallback"] == "force-seg"
     assert results["run"] == "first" and results["mode"] == "frames" and results["checkpoint"]["step"] == 7
+
+
+def test_without_a_run_no_data_is_made_first(capsys, monkeypatch):
+    monkeypatch.setattr("salmacli.engine.sources.open_source", lambda *_: pytest.fail("the data came first"))
+    assert "run" in fails(capsys, ["eval", "mevis"], 4)
+    assert "both" in fails(capsys, ["eval", "mevis", "--run", "a", "--checkpoint", "b"], 2)
+
+
+def test_a_worker_that_is_interrupted_says_nothing(run, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.predict_benchmark", interrupted)
+    assert "interrupted" in fails(capsys, ["eval", "mevis"], 130)
+    monkeypatch.setenv(launch.WORKER, "1")
+    assert main(["eval", "mevis"]) == 130
+    assert "interrupted" not in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -128,6 +128,14 @@ def test_the_table_shows_sentences_as_they_are(capsys):
     assert "3 of 3" in out and "0 of 3 (no-seg)" in out and "03-nothing/" in out and "3.3%" in out
 
 
+def test_the_table_is_short_and_steers_no_terminal(capsys):
+    answer = "\x1b[31mred\x07 [link=x]l[/link] [SEG]"
+    assert main(["predict", "clip", "--text", "word " * 3000, "--answer", answer, "--write", "rle"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "[link=x]l[/link]" in out
+    assert out.count("word") == 40 and "…" in out
+
+
 def test_predictions_json_is_what_eval_writes(place, capsys):
     assert main(["predict", "clip", "--text", "the circle", "--write", "rle", "--json"]) == 0
     record = json.loads((place / "predictions" / "clip" / "predictions.json").read_text())
@@ -193,15 +201,19 @@ def test_what_is_there_stays_without_force(place, capsys):
         (["clip"], 2, "--text"),
         (["clip", "--text", "a", "--text", " "], 2, "--text 2 of 2 is empty"),
         (["clip", "--text", "a\udcff"], 2, "not UTF-8"),
+        (["clip", "--text", "a", "--answer", "\udcff [SEG]"], 2, "--answer is not UTF-8"),
         (["clip", "--text", "a", "--answer", "Sure."], 2, "needs one [SEG]"),
         (["clip", "--text", "a", "--out", ""], 2, "the folder you are in"),
         (["clip", "--text", "a", "--out", "runs"], 2, "exists already"),
         (["clip", "--text", "a", "--out", "clip/0.png"], 2, "is a file"),
-        (["clip", "--text", "a", "--out", "clip/0.png/new"], 2, "nothing can be written in"),
+        (["clip", "--text", "a", "--out", "clip/0.png/new"], 2, "nothing can be written there"),
         (["clip", "--text", "a", "--out", "clip"], 2, "exists already"),
         (["clip", "--text", "a", "--out", "clip", "--force"], 2, "also holds 0.png"),
-        (["clip", "--text", "a", "--fps", "nan"], 2, "--fps"),
-        (["clip", "--text", "a", "--fps", "0"], 2, "--fps"),
+        (["clip", "--text", "a", "--out", "/proc/foo/x"], 2, "--out /proc/foo/x: nothing can be written there"),
+        (["clip", "--text", "a", "--out", "x" * 300], 2, "(File name too long)"),
+        (["clip", "--text", "a", "--save-logits", "/proc/x.npz"], 2, "nothing can be written there"),
+        (["clip", "--text", "a", "--fps", "nan"], 2, "--fps nan is no number between 0.1 and 1000"),
+        (["clip", "--text", "a", "--fps", "0"], 2, "--fps 0.0 is no number between 0.1 and 1000"),
         (["clip", "--text", "a", "--write", "gif"], 2, "'gif' is not one of"),
         (["clip", "--text", "a", "--save-logits", "a.txt"], 2, "ends in .npz"),
         (["clip", "--text", "a", "--text", "b", "--save-logits", "a.npz"], 2, "of one --text, not of 2"),
@@ -209,7 +221,7 @@ def test_what_is_there_stays_without_force(place, capsys):
         (["clip", "--text", "a", "--run", "x"], 4, "x is not a run"),
         (["clip", "--text", "a", "--run", "first", "--checkpoint", "c"], 2, "give one of them"),
         (["nowhere", "--text", "a"], 4, "does not exist"),
-        (["https://x.org/a.mp4", "--text", "a"], 2, "download it first"),
+        (["https://x.org/a.mp4", "--text", "a"], 2, "https://x.org/a.mp4 is a URL; download it first"),
         (["runs/first/run.json", "--text", "a"], 2, "neither a picture nor a video"),
         (["runs", "--text", "a"], 4, "holds no picture"),
     ],
@@ -238,7 +250,7 @@ def test_what_is_interrupted_leaves_nothing(place, capsys, monkeypatch, error):
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(prediction_folder, "overlay_sheet", stop)
+    monkeypatch.setattr(prediction_folder, "write_overlays", stop)
     status = 130 if isinstance(error, KeyboardInterrupt) else 4
     fails(capsys, ["clip", "--text", "a"], status, before_the_model=False)
 

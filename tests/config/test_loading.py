@@ -54,6 +54,13 @@ def test_all_errors_of_prediction_come_at_once_with_a_near_name():
     assert "memories = 0" in message and "fallback = 'before'" in message and message.endswith("mend them with --set")
     with pytest.raises(ConfigError, match="overlap = 8 is not below window = 8"):
         load_predict(["window=8", "overlap=8"])
+    for text, words in (
+        ("foo=1", "foo is unknown, known are: mode, key_frames, "),
+        ("cma.foo=1", "cma.foo is unknown, known are: frames, temporal_prior;"),
+        ("cma=1", "cma is a section: set cma.frames or cma.temporal_prior;"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_predict([text])
     for text in ("window", "window.x.y=3", "=3"):
         with pytest.raises((UsageError, ConfigError)):
             load_predict([text])

@@ -214,8 +214,13 @@ def test_urls_are_to_be_downloaded_first(url, tmp_path):
     from pathlib import Path
 
     for given in (url, Path(url)):
-        with pytest.raises(UsageError, match="is a URL; download it first"):
+        with pytest.raises(UsageError, match=f"^{url} is a URL; download it first"):
             frames_of(given)
+
+
+def test_a_name_that_no_file_can_have():
+    with pytest.raises(DataError, match="cannot be read"):
+        frames_of("x" * 300 + ".mp4")
 
 
 def test_missing_empty_and_unknown_are_refused(tmp_path):

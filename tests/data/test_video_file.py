@@ -239,3 +239,15 @@ def test_an_animated_gif_is_a_video(tmp_path):
     steps = [Image.fromarray(np.full((20, 31, 3), value, np.uint8)) for value in (10, 100, 200)]
     steps[0].save(tmp_path / "a.gif", save_all=True, append_images=steps[1:])
     assert [int(frame[0, 0, 0]) for frame in frames_of(tmp_path / "a.gif")] == [10, 100, 200]
+
+
+def test_a_gif_whose_frames_are_skipped_is_refused(tmp_path):
+    """FFmpeg takes frames without a block of control for one."""
+    from PIL import Image
+
+    steps = [Image.fromarray(np.full((20, 30), 20 * n, np.uint8)) for n in range(12)]
+    steps[0].save(tmp_path / "a.gif", save_all=True, append_images=steps[1:], optimize=False)
+    with pytest.raises(DataError, match=r"of \S+a.gif 1 of 12 frames can be read; save it with a duration"):
+        frames_of(tmp_path / "a.gif")
+    steps[0].save(tmp_path / "a.gif", save_all=True, append_images=steps[1:], duration=100, disposal=2)
+    assert len(frames_of(tmp_path / "a.gif")) == 12

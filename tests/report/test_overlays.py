@@ -6,10 +6,24 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from salmacli.data.frames import arrays, frames_of
+from salmacli.data.frames import FrameSource, arrays, frames_of
+from salmacli.engine.progress import Silent
 from salmacli.errors import DataError
-from salmacli.report.overlays import RED, Layer, colour_of, overlay, overlay_frames, overlay_sheet, write_video
+from salmacli.report.overlays import RED, Layer, Sheet, colour_of, drawn, overlay, strip, video, write_overlays
+
+
+def overlay_sheet(source: FrameSource, layers: list[Layer]):
+    sheet = Sheet(source, layers)
+    for number in sheet.numbers:
+        sheet.add(number, drawn(source[number], number, layers))
+    return sheet.picture
+
+
+def overlay_frames(source: FrameSource, layers: list[Layer]):
+    above = strip(source.size, layers)
+    return [drawn(frame, number, layers, above) for number, frame in enumerate(source)]
 
 
 def _clip(count: int = 9, height: int = 51, width: int = 64) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -55,7 +69,7 @@ def _layers(masks: list[np.ndarray], texts: list[str]) -> list[Layer]:
     return [Layer(text, masks.__getitem__, colour_of(number)) for number, text in enumerate(texts)]
 
 
-def test_a_sheet_shows_frames_from_first_to_last_and_reads_no_others() -> None:
+def test_a_sheet_shows_frames_from_first_to_last_and_reads_no_others(tmp_path: Path) -> None:
     class Counting(list):
         def __getitem__(self, number):
             read.append(number)
@@ -63,7 +77,9 @@ def test_a_sheet_shows_frames_from_first_to_last_and_reads_no_others() -> None:
 
     read: list[int] = []
     frames = Counting(np.full((50, 60, 3), n * 8, np.uint8) for n in range(30))
-    sheet = np.asarray(overlay_sheet(arrays(frames), _layers([np.zeros((50, 60), bool)] * 30, ["the box"])))
+    layers = _layers([np.zeros((50, 60), bool)] * 30, ["the box"])
+    write_overlays(arrays(frames), {tmp_path: layers}, True, None, Silent())
+    sheet = np.asarray(Image.open(tmp_path / "overlay.png"))
     greys = {int(value) for value in sheet.reshape(-1, 3)[:, 0]}
     assert {0, 29 * 8} < greys and 2 * 8 not in greys  # 8 of 30 frames: 0, 4, 8, …
     assert sorted(set(read)) == [0, 4, 8, 12, 17, 21, 25, 29]
@@ -116,44 +132,57 @@ def test_each_sentence_has_its_colour_in_every_frame() -> None:
             assert (rows.min(), rows.max()) == (inside[0], inside[-1]) and columns.min() == 2 * number
 
 
-def test_overlay_frames_are_a_stream() -> None:
-    read = []
+def test_overlays_of_all_sentences_are_one_stream(tmp_path: Path) -> None:
+    """Frames are read once for 8 sentences, and never far ahead of what is drawn."""
+    read, ahead, seen = [], [], []
 
     class Counting(list):
         def __getitem__(self, number):
             read.append(number)
             return super().__getitem__(number)
 
-    frames, masks = Counting([np.zeros((8, 8, 3), np.uint8)] * 200), [np.zeros((8, 8), bool)] * 200
-    drawn = overlay_frames(arrays(frames), _layers(masks, ["a"]))
-    next(drawn)
-    assert len(read) < 40
+    def mask(number: int) -> np.ndarray:
+        seen.append(number)
+        ahead.append(len(read) - len(seen) / 8)
+        return np.zeros((8, 8), bool)
+
+    source = arrays(Counting([np.zeros((8, 8, 3), np.uint8)] * 60))
+    assert source.size == (8, 8)
+    read.clear()
     before = threading.active_count()
-    drawn.close()
-    assert threading.active_count() < before
+    places = {tmp_path / str(n): [Layer("a", mask, colour_of(n))] for n in range(9)}
+    write_overlays(source, places, True, 10, Silent())
+    assert sorted(read) == sorted(2 * [*range(60)]) and max(ahead[: 8 * 60]) < 30
+    assert threading.active_count() == before
+    for place in places:
+        assert {file.name for file in place.iterdir()} == {"overlay.png", "overlay.mp4"}
+    with av.open(str(tmp_path / "8" / "overlay.mp4")) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 60
 
 
 def test_a_video_plays_back_what_was_written(tmp_path: Path) -> None:
     frames, masks = _clip()
-    write_video(tmp_path / "a" / "b.mp4", (overlay(f, m) for f, m in zip(frames, masks, strict=True)), fps=8)
-    with av.open(str(tmp_path / "a" / "b.mp4")) as video:
-        stream = video.streams.video[0]
+    with video(tmp_path / "b.mp4", fps=8) as write:
+        for f, m in zip(frames, masks, strict=True):
+            write(overlay(f, m))
+    with av.open(str(tmp_path / "b.mp4")) as file:
+        stream = file.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 8
-        back = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+        back = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
     assert len(back) == 9
     assert back[0].shape == (52, 64, 3)  # 51 rows became even
     assert all(np.abs(a[:51].astype(int) - f).mean() < 20 for a, f in zip(back, frames, strict=True))
-    assert [file.name for file in (tmp_path / "a").iterdir()] == ["b.mp4"]
 
 
-def test_a_video_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_video_has_frames_of_one_size(tmp_path: Path) -> None:
     frames, _ = _clip()
-    with pytest.raises(DataError, match="differ in size"):
-        write_video(tmp_path / "a.mp4", [frames[0], frames[0][:20]])
-    with pytest.raises(DataError, match="no frame"):
-        write_video(tmp_path / "a.mp4", [])
-    assert not list(tmp_path.iterdir())
+    with video(tmp_path / "a.mp4") as write:
+        write(frames[0])
+        with pytest.raises(DataError, match="differ in size"):
+            write(frames[0][:20])
+    with pytest.raises(DataError, match="no frame"), video(tmp_path / "a.mp4"):
+        pass
 
 
 def test_real_frames(shared_data: Path) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import av
@@ -127,6 +131,45 @@ def test_what_is_interrupted_leaves_what_was_there(tmp_path, kind, error):
         write_prediction(tmp_path / "out", arrays(clip(6)), {"01-new": Layer("new", mask)}, RECORD, [kind])
     assert files(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_is_removed_but_nobody_elses(tmp_path):
+    """A folder that a living process holds stays, as do those of other targets and what is no folder of ours."""
+    old = time.time() - 60
+    for name in ("killed01", "living01", "newborn1"):
+        (tmp_path / f".out.{name}.part" / "masks").mkdir(parents=True)
+    spared = [tmp_path / name for name in (".out.b.killed01.part", ".out.part", ".out.killed01.old")]
+    for folder in spared:
+        folder.mkdir()
+    for path in tmp_path.rglob("*"):
+        if "newborn1" not in str(path):
+            os.utime(path, (old, old))
+    hold = "from pathlib import Path; from salmacli.report.prediction_folder import _held; import sys\n"
+    hold += "with _held(Path(sys.argv[1])) as ours: print(ours, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".out.living01.part")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout.readline() == b"True\n"
+        write_prediction(tmp_path / "out", arrays(clip(1)), layers(["a"]), RECORD, ["rle"])
+        kept = {"out", ".out.living01.part", ".out.newborn1.part", *(folder.name for folder in spared)}
+        assert {path.name for path in tmp_path.iterdir()} == kept
+        living.kill()
+    write_prediction(tmp_path / "out", arrays(clip(1)), layers(["a"]), RECORD, ["rle"])
+    assert {path.name for path in tmp_path.iterdir()} == kept - {".out.living01.part"}
+
+
+def test_what_is_being_written_is_held(tmp_path):
+    from salmacli.report.prediction_folder import _held
+
+    found = []
+
+    def mask(number: int) -> np.ndarray:
+        (part,) = tmp_path.glob(".out.*.part")
+        with _held(part) as ours:
+            found.append(ours)
+        return np.zeros((20, 30), bool)
+
+    write_prediction(tmp_path / "out", arrays(clip(1)), {"01-a": Layer("a", mask)}, RECORD, ["masks"])
+    assert found == [False]
 
 
 def test_an_earlier_prediction_is_replaced_whole(tmp_path):

@@ -11,11 +11,20 @@ import torch
 
 import salmacli
 from salmacli.checkpoints.load import CheckpointInfo, config_of, load_checkpoint, open_checkpoint
-from salmacli.config.files import read_json
 from salmacli.config.schema import ModelConfig, PredictConfig
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.records import Video
-from salmacli.engine.prediction.folder import RECORD, SCHEMA, claim, done, finish, refuse_failed, same, write
+from salmacli.engine.prediction.folder import (
+    SCHEMA,
+    check_ours,
+    claim,
+    done,
+    finish,
+    read_record,
+    refuse_failed,
+    same,
+    write,
+)
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.settings import changed, changing, label, resolved, speed
 from salmacli.engine.prediction.shares import Group, group, share
@@ -130,7 +139,7 @@ def predict_benchmark(
         load: Makes the predictor, which is asked for only when a video is open.
 
     Raises:
-        SalmaError: What stopped a process, in all of them.
+        SalmaError: What stopped a process, in all of them; or another evaluation has claimed the folder meanwhile.
     """
     with group() as here:
         told = progress if progress is not None and here.main else Silent()
@@ -141,10 +150,10 @@ def predict_benchmark(
         order = share([len(video.frames) * len(video.expressions) for video in left], here.ranks)[here.rank]
         mine = [left[position] for position in order]
         failed = here.together(lambda: _predict(job, mine, record, here, save_logits, told, load))
-        if here.main:
-            reasons = {name: reason for of_one in failed for name, reason in of_one.items()}
-            finish(job.folder, record, {video.name: reasons[video.name] for video in left if video.name in reasons})
-        here.gather(None)  # nobody leaves before the record is whole
+        reasons = {name: reason for of_one in failed for name, reason in of_one.items()}
+        ordered = {video.name: reasons[video.name] for video in left if video.name in reasons}
+        # Nobody leaves before the record is whole.
+        here.together(lambda: finish(job.folder, record, ordered) if here.main else None)
 
 
 def ensure_predictions(
@@ -216,8 +225,7 @@ def _claim(job: Job, device: torch.device, save_logits: bool, progress: Progress
     """Take the folder; what its record says, and the names of the videos that are open."""
     record = job.record()
     resolved_settings = record["resolved"]
-    path = job.folder / RECORD
-    begun = read_json(path) if path.exists() else {}
+    begun = read_record(job.folder)
     best = _precision(job.settings.precision, device)
     resolved_settings["precision"] = begun.get("resolved", {}).get("precision")
     # What was begun in one precision goes on in it unless the user says otherwise, even on another device.
@@ -253,7 +261,7 @@ def _predict(
     failed = {}
     try:
         for video in videos:
-            reason = _predict_video(job, video, predictor, save_logits, progress)
+            reason = _predict_video(job, video, predictor, record, save_logits, progress)
             if reason is not None:
                 failed[video.name] = reason
     finally:
@@ -261,7 +269,9 @@ def _predict(
     return failed
 
 
-def _predict_video(job: Job, video: Video, predictor: Predictor, save_logits: bool, progress: Progress) -> str | None:
+def _predict_video(
+    job: Job, video: Video, predictor: Predictor, record: dict[str, Any], save_logits: bool, progress: Progress
+) -> str | None:
     """Predict one video and write it, or say why that cannot be."""
     seen = 0
 
@@ -274,12 +284,14 @@ def _predict_video(job: Job, video: Video, predictor: Predictor, save_logits: bo
         frames = job.benchmark.frames(video)
         texts = [expression.text for expression in video.expressions]
         tracks = predictor.video(frames, texts, keep_logits=save_logits, advance=advance) if texts else []
-        write(job.folder, video, frames.size, tracks, save_logits)
+        size = frames.size
     except SalmaError as error:
         progress.say(f"{video.name} could not be predicted: {error}")
         return str(error)
     finally:
         progress.advance(len(video.frames) - seen)
+    check_ours(job.folder, record)
+    write(job.folder, video, size, tracks, save_logits)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,31 +14,66 @@ import numpy as np
 from salmacli.config.files import legible, read_json, safe_name, write_atomic, write_json
 from salmacli.data.records import Video
 from salmacli.engine.progress import Progress
+from salmacli.engine.scoring.predictions import RECORD, read_object
 from salmacli.errors import DataError
 
 if TYPE_CHECKING:
     from salmacli.engine.prediction.tracks import Track
 
 SCHEMA = 1
-RECORD = "prediction.json"
 _NAMED = 3  # in a message
 _STALE = 3600  # seconds after which nobody writes a file any more
 # What the record says beside what makes predictions the same.
 _BESIDE = ("complete", "failed", "settings", "speed")
+# What the evaluation of predictions leaves beside them.
+_SCORES = ("results.json", "per_*.csv", "per_*.parquet", "*_results-*.csv", "threshold_sweep.*", "over_time", "*.zip")
 
 
 def claim(folder: Path, record: Mapping[str, Any], progress: Progress) -> None:
-    """Make the folder hold what was predicted as `record` says and nothing else; what it held before is set aside."""
+    """Make the folder hold what was predicted as `record` says and nothing else.
+
+    What it held before is set aside, together with its scores.
+
+    Raises:
+        DataError: Its ``prediction.json`` is broken.
+    """
     path = folder / RECORD
-    if path.exists() and not same(read_json(path), record):
-        aside = _free_name(folder)
-        folder.rename(aside)
-        what = "another checkpoint, split, data, settings or version of SALMA"
-        progress.say(f"{folder} held predictions of {what}; they are now in {aside}")
+    begun = read_record(folder)
+    if begun and not same(begun, record):
+        _set_aside(folder, "another checkpoint, split, data, settings or version of SALMA", progress)
+    elif not begun and any(file for kind in ("json", "npz") for file in folder.glob(f"*.{kind}")):
+        _set_aside(folder, f"unknown origin, without {RECORD}", progress)
     for part in folder.glob(".*.part"):  # what a kill left of a file
         if time.time() - part.stat().st_mtime > _STALE:
             part.unlink(missing_ok=True)
     write_json(path, {**record, "complete": False})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What ``prediction.json`` says; nothing where there is none.
+
+    Raises:
+        DataError: It is broken.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return {}
+    mend = "remove it and run again, which sets the predictions beside it aside and makes them anew"
+    record = read_object(path, mend)
+    for key in ("checkpoint", "resolved", "failed"):
+        if not isinstance(record.get(key, {}), dict):
+            raise DataError(f"{path}: {key} is not an object", mend)
+    return record
+
+
+def check_ours(folder: Path, record: Mapping[str, Any]) -> None:
+    """Stop where the folder is no longer that of the predictions which `record` is of.
+
+    Raises:
+        DataError: Another evaluation has claimed it.
+    """
+    if not same(read_record(folder), record):
+        raise DataError(f"another `salma eval` has taken {folder}", "run this one again when that has ended")
 
 
 def same(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -46,7 +82,12 @@ def same(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def finish(folder: Path, record: Mapping[str, Any], failed: Mapping[str, str]) -> None:
-    """Write down that nothing is left to do, or which videos could not be predicted and why."""
+    """Write down that nothing is left to do, or which videos could not be predicted and why.
+
+    Raises:
+        DataError: Another evaluation has claimed the folder.
+    """
+    check_ours(folder, record)
     reasons = {legible(name): legible(reason) for name, reason in failed.items()}
     write_json(folder / RECORD, {**record, "complete": not failed, **({"failed": reasons} if failed else {})})
 
@@ -57,7 +98,7 @@ def refuse_failed(folder: Path, benchmark: str) -> None:
     Raises:
         DataError: It says how many, the first ones and why.
     """
-    failed = read_json(folder / RECORD).get("failed", {})
+    failed = read_record(folder).get("failed", {})
     if not failed:
         return
     first = "; ".join(f"{name} ({reason})" for name, reason in list(failed.items())[:_NAMED])
@@ -71,8 +112,19 @@ def refuse_failed(folder: Path, benchmark: str) -> None:
 
 def done(folder: Path, video: Video, save_logits: bool) -> bool:
     """Whether a video is on disk, whole."""
-    kinds = ("json", "npz") if save_logits else ("json",)
-    return all(_file(folder, video, kind).exists() for kind in kinds)
+    path = _file(folder, video, "json")
+    if not path.exists() or (save_logits and not zipfile.is_zipfile(_file(folder, video, "npz"))):
+        return False
+    try:
+        content = read_json(path)
+    except DataError:
+        return False  # so it is predicted again
+    return (
+        isinstance(content, dict)
+        and (content.get("video"), content.get("frames")) == (video.name, list(video.frames))
+        and isinstance(content.get("expressions"), dict)
+        and content["expressions"].keys() == {expression.id for expression in video.expressions}
+    )
 
 
 def write(
@@ -131,6 +183,26 @@ def video_record(
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = {key: value for key, value in record.get("checkpoint", {}).items() if key != "path"}
     return {**{key: value for key, value in record.items() if key not in _BESIDE}, "checkpoint": checkpoint}
+
+
+def _set_aside(folder: Path, origin: str, progress: Progress) -> None:
+    aside = _free_name(folder)
+    if folder.name == "predictions":  # in a place of their own, where all scores are of them
+        _move_scores(folder)
+    folder.rename(aside)  # after its scores: a kill between leaves nothing that looks current
+    progress.say(f"{folder} held predictions of {origin}; they are now in {aside}, with their scores if there were any")
+
+
+def _move_scores(folder: Path) -> None:
+    """Move what lies beside predictions, and in the places of other protocols, into their folder."""
+    place = folder.parent
+    # Those of other settings have a "=" in their names.
+    others = [other for other in place.parent.glob(f"{place.name}+*") if "=" not in other.name[len(place.name) :]]
+    for scored in (place, *others):
+        target = folder / f"scores{scored.name[len(place.name) :]}"
+        for path in sorted(path for pattern in _SCORES for path in scored.glob(pattern)):
+            target.mkdir(exist_ok=True)
+            path.replace(target / path.name)
 
 
 def _free_name(folder: Path) -> Path:

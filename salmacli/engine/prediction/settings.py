@@ -14,6 +14,7 @@ from salmacli.errors import ConfigError
 
 # They say how fast and in how much memory, not what comes out.
 SPEED = ("attention", "compile", "frames_at_once", "expressions_at_once", "cached_frames", "readers")
+RECENT = 6  # frames that every released SAM 2 was trained to remember
 
 
 def resolved(settings: PredictConfig, model: ModelConfig | Mapping[str, Any]) -> PredictConfig:
@@ -24,17 +25,26 @@ def resolved(settings: PredictConfig, model: ModelConfig | Mapping[str, Any]) ->
         model: The model's config, or the same as plain data.
 
     Returns:
-        Settings whose `mode`, `key_frames` and `choice` are never None, and with a window `overlap` neither.
+        Settings whose `mode`, `key_frames` and `choice` are never None, and with a window `overlap` neither;
+        `memories` and `conditioning` are None where they limit nothing.
 
     Raises:
-        ConfigError: They contradict each other once the mode is known, or ask for an attention that the model has not.
+        ConfigError: They contradict each other once the mode is known, or ask for what the model has not.
     """
     if settings.cma != AttentionInPrediction() and not _has_cma(model):
         raise ConfigError("cma.frames and cma.temporal_prior: the model has no cross-modal attention", "leave them out")
+    if settings.overlap is not None and settings.window is None:
+        raise ConfigError(f"overlap = {settings.overlap}: overlap needs a window", "set window, or leave it out")
+    if settings.memories is not None and settings.memories > RECENT:
+        raise ConfigError(f"memories = {settings.memories}: SAM 2 was trained with {RECENT}", f"set at most {RECENT}")
     mode = settings.mode or _of(model, "inference_mode")
+    key_frames = settings.key_frames or _of(model, "clip_frames")
+    remembers = mode != "frames"
     own = {
         "mode": mode,
-        "key_frames": settings.key_frames or _of(model, "clip_frames"),
+        "key_frames": key_frames,
+        "memories": settings.memories if remembers and settings.memories != RECENT else None,
+        "conditioning": settings.conditioning if remembers and (settings.conditioning or 0) < key_frames else None,
         "choice": settings.choice or ("first" if mode == "sa2va" else "uniform"),
     }
     if settings.overlap is None and settings.window is not None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from salmacli.config.files import read_json, safe_name
+from salmacli.config.files import safe_name
 from salmacli.data import rle
-from salmacli.engine.scoring.predictions import RECORD, PredictedVideo, Predictions, Said
+from salmacli.engine.scoring.predictions import RECORD, PredictedVideo, Predictions, Said, read_object
 from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
 from salmacli.metrics.bits import Bits
@@ -112,11 +112,10 @@ class OwnPredictions(Predictions):
 
 
 def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path, unique=True)
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no object", _AGAIN)
+    mend = _AGAIN if path.name != RECORD else "remove the file and run `salma eval`, which makes all predictions anew"
+    content = read_object(path, mend)
     if content.get("schema") != SCHEMA:
-        raise DataError(f"{path} has schema {content.get('schema')!r}, this version reads {SCHEMA}", _AGAIN)
+        raise DataError(f"{path} has schema {content.get('schema')!r}, this version reads {SCHEMA}", mend)
     return content
 
 

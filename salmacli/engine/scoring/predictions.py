@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from salmacli.config.files import read_json
 from salmacli.data.label_pictures import folder_names
 from salmacli.engine.scoring.problems import ProblemError
 from salmacli.errors import DataError
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
     from salmacli.data.records import Video
 
 RECORD = "prediction.json"
+
+
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """A JSON file that the predictor wrote.
+
+    Raises:
+        DataError: It cannot be read or holds no object; it ends with `mend`.
+    """
+    try:
+        content = read_json(path, unique=True)
+    except DataError as error:
+        raise DataError(str(error).rpartition("; ")[0], mend) from None  # only the predictor makes it again
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no object", mend)
+    return content
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from salmacli.config.schema import PredictConfig
 from salmacli.data.rle import decode
 from salmacli.data.synthetic import open_synthetic
 from salmacli.engine.prediction.benchmark import ensure_predictions, load_model, plan, predict_benchmark
-from salmacli.engine.prediction.folder import refuse_failed
+from salmacli.engine.prediction.folder import claim, read_record, refuse_failed
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.shares import Group
+from salmacli.engine.progress import Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.scoring.own_predictions import OwnPredictions
 from salmacli.errors import CheckpointError, ConfigError, DataError, SalmaError, UsageError
@@ -138,6 +139,49 @@ def test_predictions_of_something_else_are_set_aside_and_said(make_job, benchmar
     predict_benchmark(other, load=load, progress=listener)
     assert (job.folder.parent / "predictions.old-1").is_dir() and "in predictions.old-1" not in listener.said[0]
     assert "another checkpoint, split, data, settings" in listener.said[0] and record_of(job)["complete"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_who_loses_the_folder_to_another_evaluation_stops(make_job, train_split, quick, monkeypatch, ranks):
+    """Another checkpoint's evaluation comes while the second video of one process is predicted."""
+    ours = make_job(of=train_split, precision="fp32")
+    meeting, original, calls = InThreads(ranks, monkeypatch), type(quick).video, []
+
+    def video(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            claim(ours.folder, {**read_record(ours.folder), "data": "other"}, Silent())
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(type(quick), "video", video)
+    said = meeting(lambda rank: predict_benchmark(ours, load=Loader(quick)))
+    assert all(isinstance(error, DataError) and "another `salma eval` has taken" in str(error) for error in said)
+    assert len(said) == ranks
+    if ranks == 1:  # another one may be amid writing
+        assert [path.name for path in ours.folder.iterdir()] == ["prediction.json"]
+    assert record_of(ours)["data"] == "other" and record_of(ours)["complete"] is False
+
+
+def test_who_loses_the_folder_at_the_very_end_does_not_write_its_record(make_job, train_split, quick, monkeypatch):
+    job = make_job(of=train_split)
+    predict_benchmark(job, load=Loader(quick))
+
+    def claims(folder, record, progress):
+        claim(folder, {**record, "data": "other"}, progress)
+
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.claim", claims)
+    monkeypatch.setattr("salmacli.engine.prediction.benchmark.done", lambda *_: True)
+    said = InThreads(2, monkeypatch)(lambda rank: predict_benchmark(job, load=Loader(quick)))
+    assert ["has taken" in str(error) for error in said] == [True, True] and not record_of(job)["complete"]
+
+
+def test_a_truncated_video_is_predicted_again(make_job, benchmark, load):
+    job = make_job()
+    predict_benchmark(job, load=load)
+    whole, path = contents(job.folder), job.folder / f"{benchmark.videos[0].name}.json"
+    path.write_bytes(path.read_bytes()[:100])
+    predict_benchmark(job, load=load)
+    assert contents(job.folder) == whole and len(load.calls) == 2
 
 
 def test_where_the_checkpoint_lies_does_not_matter(make_job, load, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from salmacli.data import rle
 from salmacli.data.frames import arrays
 from salmacli.data.records import Expression, Video
-from salmacli.engine.prediction.folder import claim, done, finish, refuse_failed, same, video_record, write
+from salmacli.engine.prediction.folder import check_ours, claim, done, finish, refuse_failed, same, video_record, write
 from salmacli.engine.scoring.own_predictions import OwnPredictions
 from salmacli.errors import DataError
 
@@ -71,6 +71,18 @@ def test_a_video_is_done_when_all_that_is_asked_for_is_there(tmp_path, tracks):
     assert done(tmp_path, VIDEO, False) and not done(tmp_path, VIDEO, True)
     write(tmp_path, VIDEO, (24, 32), tracks, save_logits=True)
     assert done(tmp_path, VIDEO, True)
+    logits, masks = (tmp_path / "cat.npz").read_bytes(), json.loads((tmp_path / "cat.json").read_text())
+    (tmp_path / "cat.npz").write_bytes(logits[:-40])
+    assert done(tmp_path, VIDEO, False) and not done(tmp_path, VIDEO, True)
+    (tmp_path / "cat.npz").write_bytes(logits)
+    for change in ({"video": "dog"}, {"frames": ["0"]}, {"expressions": {"a": {}}}, {"expressions": ["a", "b"]}):
+        (tmp_path / "cat.json").write_text(json.dumps({**masks, **change}))
+        assert not done(tmp_path, VIDEO, True)
+    for text in ("[]", json.dumps(masks)[:-9]):
+        (tmp_path / "cat.json").write_text(text)
+        assert not done(tmp_path, VIDEO, True)
+    (tmp_path / "cat.json").write_text(json.dumps(masks))
+    assert done(tmp_path, VIDEO, True)
     (tmp_path / "cat.json").unlink()  # killed after the logits
     assert not done(tmp_path, VIDEO, True)
     with pytest.raises(DataError, match="plain name"):
@@ -100,6 +112,68 @@ def test_predictions_are_the_same_by_what_makes_them(tmp_path, listener, change,
     assert (tmp_path / "predictions.old-1" / "cat.json").exists() is not is_same
     assert len(listener.said) == (0 if is_same else 1)
     assert json.loads((folder / "prediction.json").read_text())["complete"] is False
+
+
+def test_scores_go_aside_with_the_predictions_they_are_of(tmp_path, listener):
+    place = tmp_path / "frames"
+    folder = place / "predictions"
+    claim(folder, RECORD, listener)
+    ours = ["results.json", "per_expression.csv", "per_frame.parquet", "per_object.csv", "threshold_sweep.png"]
+    elsewhere = [tmp_path / "frames+v2" / "results.json", tmp_path / "frames+window=64" / "results.json"]
+    for path in (*(place / name for name in ours), place / "notes.txt", *elsewhere):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    claim(folder, RECORD, listener)
+    assert all((place / name).exists() for name in ours) and listener.said == []
+    claim(folder, {**RECORD, "data": "3"}, listener)
+    aside = place / "predictions.old-1"
+    assert {path.name for path in place.iterdir()} == {"predictions", "predictions.old-1", "notes.txt"}
+    assert {path.name for path in (aside / "scores").iterdir()} == set(ours)
+    assert (aside / "scores+v2" / "results.json").exists() and [path.exists() for path in elsewhere] == [False, True]
+    assert OwnPredictions(aside).videos() == set()
+
+
+def test_files_of_unknown_origin_are_not_adopted(tmp_path, listener):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    (folder / ".a.json.x.part").write_text("")
+    claim(folder, RECORD, listener)
+    assert listener.said == []
+    (folder / "prediction.json").unlink()
+    (folder / "cat.npz").write_text("")
+    claim(folder, RECORD, listener)
+    assert not (folder / "cat.npz").exists() and (tmp_path / "predictions.old-1" / "cat.npz").exists()
+    assert "unknown origin" in listener.said[0]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"schema": 1', '{"checkpoint": []}', '{"resolved": 1}', '{"failed": []}'])
+def test_a_broken_record_says_how_to_go_on(tmp_path, listener, content):
+    (tmp_path / "prediction.json").write_text(content)
+    for use in (
+        lambda: claim(tmp_path, RECORD, listener),
+        lambda: refuse_failed(tmp_path, "mevis"),
+        lambda: finish(tmp_path, RECORD, {}),
+    ):
+        with pytest.raises(DataError, match=r"prediction\.json.*; remove it and run again"):
+            use()
+    assert (tmp_path / "prediction.json").read_text() == content
+
+
+def test_who_has_lost_the_folder_stops(tmp_path, listener):
+    folder = tmp_path / "predictions"
+    claim(folder, RECORD, listener)
+    check_ours(folder, {**RECORD, "checkpoint": {"path": "moved", "sha256": "1"}})
+    theirs = {**RECORD, "resolved": {"window": 64}}
+    claim(folder, theirs, listener)
+    check_ours(folder, theirs)
+    whole = (folder / "prediction.json").read_text()
+    for use in (lambda: check_ours(folder, RECORD), lambda: finish(folder, RECORD, {})):
+        with pytest.raises(DataError, match=r"another `salma eval` has taken .*predictions; run this one again when"):
+            use()
+    assert (folder / "prediction.json").read_text() == whole
+    (folder / "prediction.json").unlink()
+    with pytest.raises(DataError, match="has taken"):
+        check_ours(folder, theirs)
 
 
 def test_remains_of_a_kill_go_when_nobody_can_be_writing_them(tmp_path, listener):

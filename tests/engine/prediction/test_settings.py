@@ -37,7 +37,10 @@ def test_an_attention_that_is_not_there_cannot_be_set(text, model):
         ([], "consistent"),
         (["mode=consistent", "key_frames=5", "choice=uniform", "fallback=none"], "consistent"),  # the defaults, said
         (["readers=9", "compile=true", "frames_at_once=1", "expressions_at_once=1", "attention=eager"], "consistent"),
-        (["overlap=4"], "consistent"),  # of no windows
+        (["memories=6", "conditioning=5"], "consistent"),  # all there are
+        (["memories=5", "conditioning=4"], "consistent+conditioning=4+memories=5"),
+        (["key_frames=3", "conditioning=3"], "consistent+key_frames=3"),
+        (["mode=frames", "memories=2", "conditioning=1"], "frames"),  # which remembers nothing
         (["cached_frames=9"], "consistent"),
         (["window=64", "fallback=prior"], "consistent+fallback=prior+window=64"),
         (["window=64", "overlap=8"], "consistent+window=64"),
@@ -49,6 +52,21 @@ def test_an_attention_that_is_not_there_cannot_be_set(text, model):
 )
 def test_a_folder_is_named_by_the_mode_and_what_differs_from_its_defaults(texts, expected):
     assert label(load_predict(texts), MODEL) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("overlap=0", "overlap needs a window"), ("memories=7", "SAM 2 was trained with 6")],
+)
+def test_what_cannot_be_meant_is_refused(text, message):
+    for mode in ("frames", "consistent"):
+        with pytest.raises(ConfigError, match=message):
+            resolved(load_predict([text], mode=mode), MODEL)
+
+
+def test_settings_that_are_resolved_stay_as_they_are():
+    ours = resolved(load_predict(["memories=6", "conditioning=9", "window=64"]), MODEL)
+    assert (ours.memories, ours.conditioning) == (None, None) and resolved(ours, MODEL) == ours
 
 
 def test_every_setting_is_one_that_changes_results_or_one_of_speed():
