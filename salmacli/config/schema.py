@@ -227,9 +227,7 @@ class AttentionInPrediction(Settings):
 class PredictConfig(Settings):
     """How videos are predicted. What is null is the mode's or the model's own."""
 
-    mode: Literal["frames", "consistent", "sa2va"] | None = Field(
-        None, description="null: the model's inference_mode"
-    )
+    mode: Literal["frames", "consistent", "sa2va"] | None = Field(None, description="null: the model's inference_mode")
     key_frames: int | None = Field(
         None, ge=1, description="K, frames of each window that the MLLM reads; null: the model's clip_frames"
     )

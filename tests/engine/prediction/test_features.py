@@ -15,7 +15,7 @@ from salmacli.engine.prediction.features import VideoFeatures
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.errors import DataError
 
-LONG = 90
+LONG = 60
 
 
 @pytest.fixture

@@ -112,6 +112,7 @@ def context(tmp_path, monkeypatch):
     _forkserver._stop()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_killed_twenty_times_it_ends_with_the_same_bytes(command, folder, context):
     def start(target=main, *arguments) -> BaseProcess:
