@@ -156,6 +156,7 @@ def test_another_sam_2_is_refused(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_training_on_a_released_model(
     released: Path, sam2: Path, training_file: Path, both: Conversion, tmp_path: Path
 ) -> None:
@@ -304,6 +305,7 @@ def test_training_moves_the_first_and_never_the_second(
     assert any(not torch.equal(moved[name], one) for name, one in _decoder(own, "sam_mask_decoder").items())
 
 
+@pytest.mark.slow
 def test_a_released_model_is_trained_further_beside_its_sam_2(
     released: Path, sam2: Path, both: Conversion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +350,7 @@ def test_a_model_in_bfloat16_keeps_its_tables_of_positions(both: Conversion) -> 
     assert all(torch.equal(one, other.bfloat16()) for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_converting_keeps_types_and_a_cast_keeps_the_table(
     tiny_model: Any, both: Conversion, released: Path, tmp_path: Path
 ) -> None:

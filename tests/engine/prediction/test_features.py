@@ -55,11 +55,9 @@ def test_frames_come_in_order_whoever_holds_them(features, tiny_model, source):
 
 @pytest.mark.parametrize("way", [
     {"mode": "frames"},
-    {"mode": "consistent"},
     {"mode": "sa2va"},
     {"mode": "consistent", "choice": "diverse", "cached_frames": 20},
     {"mode": "consistent", "window": 30, "overlap": 4},
-    {"mode": "frames", "window": 30, "overlap": 4},
 ], ids=str)  # fmt: skip
 def test_a_long_video_is_read_once_and_few_frames_are_held(tiny_model, source, read, way, monkeypatch):
     most = []

@@ -89,7 +89,7 @@ def test_together_is_as_one_by_one_and_every_frame_is_encoded_once(lively, video
     assert sum(encoded) == len(video) * 3
 
 
-@pytest.mark.parametrize("way", WAYS[:6], ids=str)
+@pytest.mark.parametrize("way", WAYS[1:6:2], ids=str)
 def test_batches_of_any_size_give_the_same(lively, video, way, saying):
     with saying(lively, "[SEG]", "It is [SEG]."):
         whole = predictor(lively, **way).video(video, TEXTS, keep_logits=True)
@@ -219,11 +219,11 @@ def _size(arguments: tuple) -> int:
 
 @pytest.mark.parametrize("where", [
     "salmacli.models.grounding.Grounding.encode",
-    "salmacli.models.mllm.internvl.InternVl.encode_frames",
+    pytest.param("salmacli.models.mllm.internvl.InternVl.encode_frames", marks=pytest.mark.slow),
     "salmacli.models.mllm.base.Mllm.answer",
-    "salmacli.models.salma.Salma.prior",
+    pytest.param("salmacli.models.salma.Salma.prior", marks=pytest.mark.slow),
     "salmacli.models.salma.Salma.decode",
-    "salmacli.models.propagation.AsSam2.remember",
+    pytest.param("salmacli.models.propagation.AsSam2.remember", marks=pytest.mark.slow),
     "salmacli.models.memory.MemoryBank.recall",
     "salmacli.engine.prediction.tracks.Recorder._pictures",
 ])  # fmt: skip
