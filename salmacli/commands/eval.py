@@ -19,6 +19,7 @@ from salmacli.commands.options import (
     Set,
     SettingsOption,
     SplitOption,
+    chosen_run,
     prediction_settings,
 )
 from salmacli.errors import SalmaError, UsageError
@@ -141,7 +142,7 @@ def evaluate(
     from salmacli.engine.sources import open_source
 
     # Before the data, which may first have to be made.
-    begun = _choose(run, checkpoint, progress) if predictions is None else None
+    begun = chosen_run(run, checkpoint, progress.say) if predictions is None else None
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic and not is_worker():
         progress.say(f"data: the synthetic benchmark in {benchmark.value}'s layout ({source.root}, {source.split})")
@@ -180,19 +181,6 @@ def _protocol(benchmark: Set, protocol: str | None, visa_compat: bool) -> str | 
         return "visa-compat"
     name = protocol_of(benchmark.value, protocol).name
     return None if name == next(iter(PROTOCOLS[benchmark.value])) else name
-
-
-def _choose(run: Path | None, checkpoint: Path | None, progress: Progress) -> RunFolder | None:
-    """The run that is named, or the newest; none where a checkpoint is."""
-    if checkpoint is not None and run is not None:
-        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
-    from salmacli.engine.run_folder import RunFolder
-    from salmacli.launch import is_worker
-
-    begun = None if checkpoint else RunFolder.choose(run)
-    if begun is not None and not is_worker():
-        progress.say(f"run: {begun.path}" + ("" if run else " (the newest)"))
-    return begun
 
 
 def _predict(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from salmacli.errors import UsageError
+
 if TYPE_CHECKING:
     from salmacli.config.schema import PredictConfig
+    from salmacli.engine.run_folder import RunFolder
 
 
 class Set(str, Enum):
@@ -102,3 +106,29 @@ def prediction_settings(
 
     named = {"mode": mode, "fallback": fallback, "precision": precision}
     return load_predict(settings or (), **{name: one.value for name, one in named.items() if one is not None})
+
+
+def chosen_run(run: Path | None, checkpoint: Path | None, tell: Callable[[str], object]) -> RunFolder | None:
+    """The run that is named, or the newest, which is told; none where a checkpoint is named.
+
+    Raises:
+        UsageError: Both are.
+        DataError: There is no such run.
+    """
+    from salmacli.engine.run_folder import RunFolder
+
+    if checkpoint is None:
+        chosen = RunFolder.choose(run)
+        tell_run(chosen, run, tell)
+        return chosen
+    if run is not None:
+        raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
+    return None
+
+
+def tell_run(chosen: RunFolder, named: Path | None, tell: Callable[[str], object]) -> None:
+    """Say which run it is; of several processes the one that began them says it."""
+    from salmacli.launch import is_worker
+
+    if not is_worker():
+        tell(f"run: {chosen.path}" + ("" if named else " (the newest)"))

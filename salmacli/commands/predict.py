@@ -17,6 +17,7 @@ from salmacli.commands.options import (
     PrecisionOption,
     RunOption,
     SettingsOption,
+    chosen_run,
     prediction_settings,
 )
 from salmacli.errors import UsageError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from salmacli.engine.prediction.predictor import Predictor
     from salmacli.engine.prediction.tracks import Track
     from salmacli.engine.progress import Progress
-    from salmacli.engine.run_folder import RunFolder
 
 OUTPUT = "Output"  # a panel in --help
 _CELL = 200  # characters of a sentence or an answer in the table
@@ -103,7 +103,11 @@ def predict(
     kinds = {kind.value for kind in write or Kind} - ({"video"} if frames.still else set())
     if not kinds:
         raise UsageError(f"{source} is one picture, of which no video is written", "write --write overlay")
-    chosen = _chosen(run, checkpoint)
+    from salmacli.report.console import emit_json, result, say
+
+    chosen = chosen_run(run, checkpoint, say)
+    if chosen is not None:
+        chosen.newest_checkpoint()  # or its lack would be told after the model's libraries are loaded
     for option, place in (("--out", folder), ("--save-logits", save_logits)):
         if place is not None:
             _check_writable(option, place)
@@ -112,7 +116,6 @@ def predict(
     from salmacli.engine.prediction.benchmark import load_model
     from salmacli.engine.prediction.folder import video_record
     from salmacli.engine.prediction.predictor import Predictor
-    from salmacli.report.console import emit_json, result
     from salmacli.report.overlays import Layer, colour_of
     from salmacli.report.prediction_folder import sentence_folders, write_prediction
     from salmacli.report.progress import TerminalProgress
@@ -190,20 +193,6 @@ def _check_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: nothing can be written there ({reason})", "name another place") from None
 
 
-def _chosen(run: Path | None, checkpoint: Path | None) -> RunFolder | None:
-    from salmacli.engine.run_folder import RunFolder
-    from salmacli.report.console import say
-
-    if checkpoint is not None:
-        if run is not None:
-            raise UsageError("--run and --checkpoint both name what predicts", "give one of them")
-        return None
-    chosen = RunFolder.choose(run)
-    chosen.newest_checkpoint()
-    say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
-    return chosen
-
-
 def _tracks(
     predictor: Predictor,
     frames: FrameSource,
@@ -265,15 +254,11 @@ def _about(source: Path, frames: FrameSource, predictor: Predictor, info: Checkp
 def _row(track: Track, place: Path | None) -> dict[str, Any]:
     """What the report says about one sentence."""
     from salmacli.data import rle
+    from salmacli.engine.prediction.folder import said_of
 
     areas = [rle.bits({"size": list(track.size), "counts": counts}).area() for counts in track.counts]
     return {
-        "text": track.text,
-        "answer": track.answer,
-        **({"answers": list(track.answers)} if len(set(track.answers)) > 1 else {}),
-        "fallback": track.reason,
-        "empty_frames": track.empty,
-        "filled_frames": track.filled,
+        **said_of(track),
         "frames_with_mask": sum(area > 0 for area in areas),
         "mean_area": sum(areas) / (len(areas) * track.size[0] * track.size[1]),
         "folder": str(place) if place else None,

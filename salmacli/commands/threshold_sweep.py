@@ -17,6 +17,7 @@ from salmacli.commands.options import (
     SettingsOption,
     SplitOption,
     prediction_settings,
+    tell_run,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def threshold_sweep(
     progress = TerminalProgress()
     how = prediction_settings(mode, fallback, precision, settings)
     chosen = RunFolder.choose(run)
-    progress.say(f"run: {chosen.path}" + ("" if run else " (the newest)"))
+    tell_run(chosen, run, progress.say)
     source = open_source(benchmark.value, data, split, progress)
     if source.synthetic:
         progress.say(f"data: the synthetic benchmark in {source.name}'s layout ({source.root}, {source.split})")

@@ -166,17 +166,20 @@ def video_record(
         "size": list(size),
         "frames": list(frames),
         "expressions": {
-            key: {
-                "text": track.text,
-                "answer": track.answer,
-                **({"answers": list(track.answers)} if len(set(track.answers)) > 1 else {}),
-                "fallback": track.reason,
-                "empty_frames": track.empty,
-                "filled_frames": track.filled,
-                "masks": list(track.counts),
-            }
-            for key, track in zip(expressions, tracks, strict=True)
+            key: {**said_of(track), "masks": list(track.counts)} for key, track in zip(expressions, tracks, strict=True)
         },
+    }
+
+
+def said_of(track: Track) -> dict[str, Any]:
+    """What is told of a track beside its masks."""
+    return {
+        "text": track.text,
+        "answer": track.answer,
+        **({"answers": list(track.answers)} if len(set(track.answers)) > 1 else {}),
+        "fallback": track.reason,
+        "empty_frames": track.empty,
+        "filled_frames": track.filled,
     }
 
 
