@@ -105,7 +105,29 @@ class CmaConfig(Settings):
     )
     tau: float = Field(1.0, gt=0, description="temperature of the prior: sigmoid(prior / tau)")
     heads: int = Field(8, ge=1, description="attention heads")
+    pooling: Literal["tokens", "mean", "cls", "attention"] = Field(
+        "tokens",
+        description="what the pixels attend to: the expression's tokens and [SEG]; or one vector, for ablation: their"
+        " mean, the state at [SEG] alone, or their sum weighted by learned attention",
+    )
+    layers: int = Field(1, ge=1, le=3, description="times that the attention is applied, with the same weights")
+    levels: tuple[Literal[4, 8, 16], ...] = Field(
+        (16,), min_length=1, description="strides of the features that attend; levels beside 16 have a gate per channel"
+    )
+    adaptive_gate: bool = Field(
+        False, description="scale the attention by 1 − 0.5 · area of the prior: large objects need less help"
+    )
+    film: bool = Field(False, description="scale and shift each channel by the mean of the language tokens, too")
+    decoder_fusion: bool = Field(
+        False, description="let the mask decoder's mask features attend to the language through a learned gate, too"
+    )
     warmup_fraction: float = Field(0.10, ge=0, le=1, description="share of the steps over which the attention ramps up")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> CmaConfig:
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels = {self.levels} names one twice")
+        return self
 
 
 class ModelConfig(Settings):
@@ -130,13 +152,37 @@ class ModelConfig(Settings):
         return self
 
 
+EvaluationSet = Literal["mevis", "revos", "davis", "refytvos", "refcoco", "refcoco+", "refcocog", "grefcoco", "own"]
+TrainingSet = Literal[
+    "mevis",
+    "revos",
+    "davis",
+    "refytvos",
+    "refcoco",
+    "refcoco+",
+    "refcocog",
+    "grefcoco",
+    "own",
+    "refsav",
+    "gcg-grandf",
+    "gcg-refcocog",
+    "gcg-flickr30k",
+    "gcg-openpsg",
+    "llava",
+    "chatunivi",
+    "osprey",
+]
+
+
 class DatasetConfig(Settings):
     """One member of the training mix."""
 
-    set: Literal["mevis", "revos", "davis", "refytvos", "refcoco", "refcoco+", "refcocog", "grefcoco", "own"] = Field(
-        description="the layout on disk"
+    set: TrainingSet = Field(description="the layout on disk")
+    root: Path | None = Field(
+        None,
+        description="its folder; null means its usual place below data.root, and where that is null, too, the synthetic"
+        " benchmark in that layout",
     )
-    root: Path | None = Field(None, description="its folder; null means the synthetic benchmark in that layout")
     split: str = Field("train", description="which split")
     repeats: int = Field(1, ge=1, description="visits of each sample per epoch")
 
@@ -145,10 +191,28 @@ class DataConfig(Settings):
     """What is read."""
 
     train: tuple[DatasetConfig, ...] = Field(min_length=1, description="the training mix")
+    root: Path | None = Field(
+        None, description="folder that holds the sets in the predecessor's layout (video_datas/, ref_seg/, …)"
+    )
     expressions: int = Field(5, ge=1, description="at most so many expressions of one video per sample")
     decoded_frames: int = Field(
         5, ge=1, description="frames of each sample that are segmented; not necessarily those the MLLM reads"
     )
+    prompted_frames: int = Field(
+        1,
+        ge=1,
+        description="of those, the first ones that language prompts where train.memory carries on to the others",
+    )
+    choice: Literal["random", "consecutive"] = Field(
+        "random", description="which frames those are: any, in their order, or some that follow each other"
+    )
+    tiles: int = Field(
+        12, ge=1, description="at most so many tiles of a picture are shown to the LLM; 1: the whole of it alone"
+    )
+    max_tokens: int = Field(
+        8192, ge=64, description="a conversation that is longer is cut, never in front of a [SEG] that is trained on"
+    )
+    group_lengths: bool = Field(True, description="batch conversations of like length: less padding")
     workers: int = Field(0, ge=0, description="processes that read ahead")
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="share of unreadable samples above which the run stops"
@@ -172,7 +236,16 @@ class LossConfig(Settings):
         description="what the contrast tells apart: all objects of a batch, or only those of the same video. A model "
         "from scratch learns to tell videos by their backgrounds first, and nothing about the objects",
     )
+    boundary: float = Field(
+        0.05, ge=0, description="difference of the Sobel magnitudes of the probabilities and of the true mask"
+    )
+    ramp: float = Field(
+        0.20, ge=0, le=1, description="share of the steps over which tmc and boundary grow to their weights"
+    )
     iou: float = Field(1.0, ge=0, description="regression of the predicted IoU on the mask's true IoU")
+    presence: float = Field(
+        1.0, ge=0, description="whether the object is in the frame; only with train.memory, which needs to know"
+    )
     prior: float = Field(
         0.0,
         ge=0,
@@ -181,8 +254,53 @@ class LossConfig(Settings):
     )
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters of the LLM, by peft."""
+
+    rank: int = Field(128, ge=1, description="r")
+    alpha: float = Field(256.0, gt=0, description="α; the update is scaled by α / r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="of what the adapters read")
+    modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="linear layers of the LLM that get them",
+    )
+
+
+class ValidationConfig(Settings):
+    """A look at J&F while training goes on."""
+
+    every: int | None = Field(None, ge=1, description="steps between two looks; null: never")
+    set: EvaluationSet = Field("mevis", description="the benchmark")
+    root: Path | None = Field(None, description="as of data.train")
+    split: str | None = Field(None, description="null: the one that people report")
+    videos: int = Field(8, ge=1, description="how many of its videos, evenly spread")
+    patience: int | None = Field(
+        None, ge=1, description="stop when so many looks in a row were no better than the best; null: never"
+    )
+
+
 class TrainConfig(Settings):
-    """How the optimiser runs."""
+    """How the optimiser runs, and on what."""
+
+    recipe: Literal["lora", "full", "decoder-only", "cma-only"] = Field(
+        "lora",
+        description="what trains. lora: adapters in the LLM, its embedding and head, both projectors, the mask decoder"
+        " and the attention; full: the whole LLM instead of adapters, and encoders that did not come pretrained;"
+        " decoder-only: all but the MLLM; cma-only: the attention alone",
+    )
+    lora: LoraConfig = LoraConfig()
+    vocabulary: Literal["all", "new", "none"] = Field(
+        "all", description="rows of embedding and head that train with lora: all, those of SALMA's own tokens, or none"
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None, description="load the frozen LLM in so many bits, with bitsandbytes; only with lora"
+    )
+    memory: bool = Field(
+        False,
+        description="unroll SAM 2's memory over the frames of a sample, with gradients, and train it, too; language"
+        " prompts only the first data.prompted_frames",
+    )
 
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="samples per device and forward pass")
@@ -190,6 +308,9 @@ class TrainConfig(Settings):
     learning_rate: float = Field(4e-5, gt=0, description="peak of the schedule")
     gamma_rate: float = Field(
         1.0, gt=0, description="factor on the learning rate of the CMA's gamma, which starts at 0 and has far to go"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate per layer of the LLM, from the last one down"
     )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not on norms, biases, embeddings and scalars")
@@ -199,6 +320,22 @@ class TrainConfig(Settings):
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the device has it, fp32 on the CPU"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations of the LLM, and of the memory, twice instead of keeping them"
+    )
+    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = Field(
+        "none", description="how several devices share one model's state: PyTorch's FSDP2, or DeepSpeed's ZeRO"
+    )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then what is saved and validated",
+    )
+    validation: ValidationConfig = ValidationConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="where metrics go beside metrics.jsonl; each is an extra of the package"
     )
     threads: int | None = Field(
         None,
@@ -289,3 +426,15 @@ class RunConfig(Settings):
     data: DataConfig
     losses: LossConfig = LossConfig()
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        if self.train.recipe == "cma-only" and not self.model.cma.enabled:
+            raise ValueError("train.recipe = 'cma-only' trains nothing without model.cma.enabled")
+        if self.train.quantize and self.train.recipe != "lora":
+            raise ValueError(f"train.quantize = {self.train.quantize!r} needs train.recipe = 'lora'")
+        if self.train.memory and self.data.decoded_frames <= self.data.prompted_frames:
+            raise ValueError(
+                f"train.memory needs more data.decoded_frames than data.prompted_frames = {self.data.prompted_frames}"
+            )
+        return self
