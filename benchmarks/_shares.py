@@ -19,10 +19,9 @@ from salmacli.config.schema import ModelConfig, PredictConfig
 from salmacli.data import rle
 from salmacli.data.frames import arrays
 from salmacli.engine.flops import measure
-from salmacli.engine.prediction import tracks
+from salmacli.engine.prediction import tracking, tracks
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.models import propagation
-from salmacli.models.memory import MemoryBank
 from salmacli.models.mllm import chat_of
 from salmacli.models.tokenizer import build_tokenizer
 
@@ -128,7 +127,7 @@ def shares(
         (model, "attend", "CMA"),
         (model.grounding, "decode", "mask decoder"),
         (model.grounding, "fine_levels", "mask decoder"),
-        (MemoryBank, "recall", "memory attention"),
+        (tracking, "coloured", "memory attention"),
         (propagation, "memorise", "memory encoder"),
         (tracks, "resized", RESIZING),
         (rle, "encode", RESIZING),

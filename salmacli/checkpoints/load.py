@@ -126,6 +126,18 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: The folder holds none, or the file is broken or unsafe.
     """
+    return dict(read_trainer_file(folder)["state"])
+
+
+def read_trainer_file(folder: Path | str) -> Mapping[str, Any]:
+    """All that a checkpoint folder holds beside the plain model.
+
+    Returns:
+        ``state`` as of `load_trainer_state`, ``trained`` and ``frozen`` as of `salmacli.checkpoints.adapted`.
+
+    Raises:
+        CheckpointError: As of `load_trainer_state`.
+    """
     folder = salma_folder(Path(folder)) or Path(folder)
     path = folder / TRAINER
     if not path.is_file():
@@ -137,7 +149,7 @@ def load_trainer_state(folder: Path | str) -> dict[str, Any]:
     if not isinstance(content, Mapping) or content.get("format") != TRAINER_FORMAT:
         raise CheckpointError(f"{path} is not a trainer state of SALMA", "name a checkpoint that `salma train` wrote")
     check_schema(content, path)
-    return dict(content["state"])
+    return content
 
 
 def read_contents(path: Path) -> tuple[Path, Layout, Contents]:

@@ -7,7 +7,8 @@ A checkpoint folder::
     tokenizer*.json …       as transformers writes them
     processor_config.json   sizes and normalisation of the frames, for other programs: SALMA knows them from config.json
     README.md               the model card
-    ckpt.pth                optimiser, schedule, random states: what only --resume needs. Optional.
+    ckpt.pth                optimiser, schedule, random states, and what trains if model.safetensors holds it merged or
+                            averaged: what only --resume needs. Optional.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,11 +31,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from salmacli import __version__
+from salmacli.checkpoints.adapted import plain_tensors, trained_tensors
 from salmacli.checkpoints.card import CARD, card
 from salmacli.checkpoints.contents import Contents
-from salmacli.checkpoints.empty import untied
 from salmacli.checkpoints.files.disk import replacing, room
-from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import read_pickle
 from salmacli.checkpoints.files.tensors import MAX_SHARD_BYTES, WEIGHTS, raw_bytes, read_as_announced, write_shards
 from salmacli.checkpoints.layouts import CONFIG, FORMAT, SCHEMA, TRAINER, TRAINER_FORMAT, salma_folder
@@ -52,15 +51,17 @@ def save_checkpoint(
     config: Mapping[str, Any],
     step: int,
     trainer_state: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
 ) -> None:
     """Write a checkpoint folder; an older one of the same name is replaced only when the new one is complete.
 
     Args:
         folder: Usually ``runs/<name>/checkpoints/step-<N>``.
-        model: A ``Salma``, not wrapped by DDP or FSDP.
+        model: A ``Salma``, with adapters or without, itself and not what DDP or FSDP make of it.
         config: The whole run's config as plain data.
         step: Optimiser steps made.
         trainer_state: Plain data and tensors; None writes no ``ckpt.pth``.
+        weights: What is saved; the model's own if not given.
 
     Raises:
         CheckpointError: The disk lacks the room.
@@ -68,22 +69,53 @@ def save_checkpoint(
     """
     info = getattr(model, "info", None)  # of a model that a training started from
     provenance = info.provenance if info is not None else {}
-    write_folder(folder, contents_of(model, config=config, step=step, provenance=provenance), trainer_state)
+    weights = weights or Weights()
+    shown = {**(weights.state or {}), **(weights.averages or {})}
+    contents = contents_of(model, config=config, step=step, provenance=provenance, state=shown)
+    beside = None
+    if trainer_state is not None:
+        trained = trained_tensors(model, weights.state, everything=weights.averages is not None)
+        beside = {"state": dict(trainer_state), "trained": trained, "frozen": weights.frozen}
+    write_folder(folder, contents, beside)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint is made of, where that is not what the model's parameters are.
+
+    Attributes:
+        state: The whole model's tensors by name, gathered from all devices; None: the model's own.
+        averages: Moving averages of what trains, by name: they become the model's weights, and those that train lie
+            beside them.
+        frozen: `salmacli.checkpoints.adapted.fingerprint` of the model.
+    """
+
+    state: Mapping[str, Tensor] | None = None
+    averages: Mapping[str, Tensor] | None = None
+    frozen: str | None = None
 
 
 def contents_of(
-    model: nn.Module, *, config: Mapping[str, Any], step: int, provenance: Mapping[str, Any] | None = None
+    model: nn.Module,
+    *,
+    config: Mapping[str, Any],
+    step: int,
+    provenance: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Contents:
-    """A model's tensors (not copied: they are read when they are written), config and tokenizer."""
+    """A model's tensors (not copied: they are read when they are written), config and tokenizer.
+
+    Args:
+        model, config, step: As of `save_checkpoint`.
+        provenance: Of what it was made.
+        state: Tensors by name that stand in for the model's own.
+    """
     return Contents(
         step=step,
         model=model.config.model_dump(mode="json"),  # type: ignore[union-attr, operator]
         run_config=dict(config),
         tokenizer=tokenizer_files(model.tokenizer),  # type: ignore[arg-type]
-        tensors={
-            name: LazyTensor(tuple(tensor.shape), tensor.dtype, partial(_to_cpu, tensor), name)
-            for name, tensor in untied(model)[0].items()
-        },
+        tensors=plain_tensors(model, state),
         provenance=provenance or {},
     )
 
@@ -91,7 +123,7 @@ def contents_of(
 def write_folder(
     folder: Path,
     contents: Contents,
-    trainer_state: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     check: Callable[[Path], None] | None = None,
 ) -> None:
@@ -100,7 +132,7 @@ def write_folder(
     Args:
         folder: An older checkpoint there is replaced.
         contents: Its tensors are read and written one after the other.
-        trainer_state: See `save_checkpoint`.
+        beside: What ``ckpt.pth`` holds: ``state``, ``trained`` and ``frozen``; None writes none.
         max_shard_bytes: Larger models are cut into files of at most so many bytes.
         check: Gets the finished folder before it takes its place, and raises if it must not.
 
@@ -111,13 +143,13 @@ def write_folder(
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and (salma_folder(folder) is None or not folder.is_dir()):
         raise UsageError(f"{folder} is there and is no SALMA checkpoint", "give another place")
-    room(folder, _bytes(contents.tensors.values()) + _bytes(_tensors(trainer_state)))
+    room(folder, _bytes(contents.tensors.values()) + _bytes(_tensors(beside)))
     with replacing(folder) as part:
         files = write_shards(part, contents.tensors, max_shard_bytes)
         for name, data in contents.tokenizer.items():
             (part / safe_name(name, "the tokenizer's files")).write_bytes(data)
-        if trainer_state is not None:
-            _write_trainer_state(part / TRAINER, trainer_state, contents.step)
+        if beside is not None:
+            _write_trainer_file(part / TRAINER, beside, contents.step)
         header = {**_header(contents), "weights": WEIGHTS if len(files) == 1 else f"{WEIGHTS}.index.json"}
         texts = {CONFIG: _json(header), PROCESSOR: _json(processor_of(contents)), CARD: card(contents)}
         for name, text in texts.items():
@@ -222,10 +254,6 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
-
-
 def _bytes(tensors: Iterable[Any]) -> int:
     return sum(
         tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else tensor.bytes for tensor in tensors
@@ -240,9 +268,9 @@ def _tensors(part: Any) -> Iterable[Tensor]:
             yield from _tensors(value)
 
 
-def _write_trainer_state(path: Path, state: Mapping[str, Any], step: int) -> None:
+def _write_trainer_file(path: Path, beside: Mapping[str, Any], step: int) -> None:
     note = f"The model's weights lie beside this file in {WEIGHTS}."
-    torch.save({"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, "state": dict(state)}, path)
+    torch.save({"format": TRAINER_FORMAT, "schema": SCHEMA, "note": note, "step": step, **beside}, path)
     try:  # now, while the training still runs, not at --resume
         read_pickle(path)
     except CheckpointError as error:

@@ -10,8 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from salmacli.config.schema import RunConfig
+    from salmacli.data.benchmarks import Benchmark
+    from salmacli.engine.progress import Progress
     from salmacli.engine.run_folder import RunFolder
-    from salmacli.engine.trainer import TrainingResult
+    from salmacli.engine.training.trainer import TrainingResult
 
 _STOPPED = 130
 
@@ -40,10 +42,16 @@ def train(
         bool,
         typer.Option("--resume", help="Go on with the newest run, or with --name, from its last checkpoint."),
     ] = False,
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder that holds the sets in the predecessor's layout; data.root of the settings."),
+    ] = None,
     num_gpus: Annotated[int, typer.Option(help="Processes, one per device.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> int:
     """Train a model; without options, the tiny preset on the synthetic benchmark."""
+    from salmacli.engine.prediction.shares import rank_of_environment
+    from salmacli.engine.progress import Silent
     from salmacli.engine.sources import describe, open_mix
     from salmacli.launch import is_worker, relaunch
     from salmacli.report.progress import TerminalProgress
@@ -52,28 +60,31 @@ def train(
     assignments = [f"model.{key}={_yaml(value)}" for key, value in options.items() if value is not None]
     assignments += [f"train.steps={steps}"] if steps is not None else []
     assignments += [f"seed={seed}"] if seed is not None else []
+    assignments += [f"data.root={data}"] if data is not None else []
     assignments += settings or []
     run, config = _resumed(name, preset, assignments) if resume else (None, _fresh(preset, assignments))
-    progress = TerminalProgress()
+    progress: Progress = TerminalProgress() if rank_of_environment() == 0 else Silent()
     mix = open_mix(config.data, config.model, config.seed, progress)
-    data = describe(mix.benchmarks())
+    benchmark = _validation(config, progress)
+    read = describe(mix.sets())
     if run is None:
-        run = _new_run(config, name or _name(preset, config), data)
+        run = _new_run(config, name, _name(preset, config), read)
         progress.say(f"run: {run.path}")
     else:
-        _check_data(run, data)
+        _check_data(run, read)
     if num_gpus != 1 and not is_worker():
         relaunch(num_gpus, ["train", "--resume", "--name", run.name, *(["--json"] if as_json else [])])
         return 0
 
-    from salmacli.engine.trainer import Trainer
+    from salmacli.engine.training.trainer import Trainer
 
-    trainer = Trainer(config, mix, run, progress)
+    trainer = Trainer(config, mix, run, progress, benchmark)
     checkpoints = run.checkpoints()
     outcome = trainer.fit(checkpoints[-1] if checkpoints else None)
-    if trainer.accelerator.is_main_process:
+    if trainer.main:
         _report(run, config, outcome, as_json)
-    return _STOPPED if outcome.interrupted else 0
+    # Whoever started workers knows that it was interrupted; torchrun would call any other number a failure.
+    return _STOPPED if outcome.ended == "interrupted" and not is_worker() else 0
 
 
 def _fresh(preset: str, assignments: list[str]) -> RunConfig:
@@ -97,6 +108,14 @@ def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[Run
     return run, validate(run.record().get("config", {}), RunConfig, "use the SALMA version that made the run")
 
 
+def _validation(config: RunConfig, progress: Progress) -> Benchmark | None:
+    """What training is to look at; None where it is not to."""
+    from salmacli.engine.sources import open_source
+
+    look = config.train.validation
+    return open_source(look.set, look.root, look.split, progress) if look.every is not None else None
+
+
 def _check_data(run: RunFolder, data: list[dict[str, Any]]) -> None:
     """A run goes on with the data it began with."""
     from salmacli.errors import DataError
@@ -109,18 +128,26 @@ def _check_data(run: RunFolder, data: list[dict[str, Any]]) -> None:
             )
 
 
-def _new_run(config: RunConfig, name: str, data: list[dict[str, Any]]) -> RunFolder:
-    from salmacli.engine.run_folder import RUNS, RunFolder, provenance
+def _new_run(config: RunConfig, name: str | None, otherwise: str, data: list[dict[str, Any]]) -> RunFolder:
+    """A new run; of several processes that a launcher started, the first makes it and the others wait for it."""
+    from salmacli.engine.prediction.shares import rank_of_environment, several
+    from salmacli.engine.run_folder import RUNS, RunFolder, launch, provenance
+    from salmacli.errors import UsageError
 
+    if several() and name is None:
+        raise UsageError("processes that a launcher starts must agree on the run's folder", "give it a --name")
+    if rank_of_environment() > 0:
+        return RunFolder.met(RUNS, name or otherwise)
     record = {
         "schema": 1,
         "command": ["salma", *sys.argv[1:]],
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
+        "launch": launch(),
         "data": data,
         **provenance(),
     }
-    return RunFolder.create(RUNS, name, record)
+    return RunFolder.create(RUNS, name or otherwise, record)
 
 
 def _name(preset: str, config: RunConfig) -> str:
@@ -139,14 +166,16 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
     from salmacli.report.plots import training_curve
 
     curve = training_curve(run.metrics_path, run.path / "curve.png") if run.metrics_path.exists() else None
+    best = {"step": outcome.best[0], "JF": outcome.best[1]} if outcome.best else None
     record = {
         "run": str(run.path),
         "step": outcome.step,
         "steps": config.train.steps,
-        "interrupted": outcome.interrupted,
+        "ended": outcome.ended,
         "seconds": round(outcome.seconds, 1),
         "losses": outcome.losses,
         "bad_samples": outcome.bad,
+        "validation": best,
         "checkpoint": str(outcome.checkpoint),
         "curve": str(curve) if curve else None,
     }
@@ -162,17 +191,20 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
             "time": f"{outcome.seconds / 60:.1f} min",
             "losses": "  ".join(f"{name} {value:.3f}" for name, value in outcome.losses.items()),
             "samples dropped": str(outcome.bad),
+            "best validation": f"J&F {100 * best['JF']:.1f} at step {best['step']}" if best else None,
             "checkpoint": str(outcome.checkpoint),
             "curve": str(curve),
         }
         for key, value in rows.items():
-            table.add_row(key, value)
+            if value is not None:
+                table.add_row(key, value)
         result(table)
-    say(
-        f"stopped; go on with: salma train --resume --name {run.name}"
-        if outcome.interrupted
-        else "next: salma eval mevis"
-    )
+    told = {
+        "interrupted": f"stopped; go on with: salma train --resume --name {run.name}",
+        "no better": "stopped: validation got no better (train.validation.patience); next: salma eval mevis",
+        "finished": "next: salma eval mevis",
+    }
+    say(told[outcome.ended])
 
 
 def _yaml(value: object) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from salmacli.data.conversation import IGNORE, INTERNVL, ChatFormat, Packed, branch, pack, prefix
-from salmacli.data.mixing import BadClip, Clip
+from salmacli.data.conversation import (
+    IGNORE,
+    INTERNVL,
+    REGION,
+    Branch,
+    ChatFormat,
+    Packed,
+    dialogue,
+    pack,
+    prefix,
+)
+from salmacli.data.tiles import tiles
+from salmacli.data.training.clips import BadClip, Clip
+from salmacli.errors import DataError
 
 # The mean and the deviation that ImageNet-trained encoders expect; InternVL and SAM 2 share them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,27 +34,39 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos of a training step with their O expressions and P = frames × expressions masks.
+    """B conversations of a training step, with F frames, O objects and P masks: every object in its clip's frames.
+
+    Masks are ordered clip by clip, in a clip object by object, in an object frame by frame. Everything may be empty but
+    the conversations.
 
     Attributes:
-        mllm_pixels: (B·K, 3, h, w) normalised frames for the LLM.
-        sam_pixels: (F, 3, S, S) normalised frames to segment.
+        names: per conversation, the sample; none where a batch has no sample and is a filler.
+        mllm_pixels: (N, 3, h, w) normalised frames and tiles for the LLM.
+        seen: (G,) for each placeholder of the conversations, in their order, which of the N · tokens language positions
+            of `mllm_pixels` stands there.
         ids, positions, labels: (B, L) packed conversations.
         attention: (B, L, L) who sees whom.
+        sam_pixels: (F, 3, S, S) normalised frames to segment.
+        clip_of: (F,) whose frame each is: rows of `ids`.
         seg_rows, seg_columns: (O,) where each object's `[SEG]` stands.
-        words: (O, N) columns of each expression's tokens; −1 is padding.
+        words: (O, N) columns of the tokens of what each object is called; −1 is padding.
         frame_of, object_of: (P,) which frame and which object each mask belongs to.
-        identity: (P,) equal where two masks show the same object, be it in other words or another frame.
+        identity: (P,) equal where two masks show the same object, be it in other words, another frame or another batch.
         targets: (P, S, S) bool, the true masks.
         foreground: (F, S, S) bool, all annotated objects of each frame.
+        seeds, frame_seeds: (P,), (F,) of what is drawn for each mask and each frame.
+        left_out: objects whose `[SEG]` stood behind the end of what a conversation may hold.
     """
 
+    names: tuple[str, ...]
     mllm_pixels: Tensor
-    sam_pixels: Tensor
+    seen: Tensor
     ids: Tensor
     positions: Tensor
     labels: Tensor
     attention: Tensor
+    sam_pixels: Tensor
+    clip_of: Tensor
     seg_rows: Tensor
     seg_columns: Tensor
     words: Tensor
@@ -49,10 +75,15 @@ class Batch:
     identity: Tensor
     targets: Tensor
     foreground: Tensor
+    seeds: Tensor
+    frame_seeds: Tensor
+    left_out: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 def to_pixels(
@@ -71,6 +102,8 @@ def to_pixels(
     Returns:
         (F, 3, height, width).
     """
+    if not frames:
+        return torch.zeros(0, 3, *size)
     stacked = [
         F.interpolate(
             torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float(),
@@ -85,6 +118,30 @@ def to_pixels(
 
 
 @dataclass(frozen=True)
+class _Row:
+    """One clip as it is told.
+
+    Attributes:
+        clip: what is told.
+        parts: the frames and tiles that are shown.
+        talk: its conversation.
+        objects: which of the clip's objects have their `[SEG]` in it.
+        seen: (G,) per placeholder, the language position of its parts.
+    """
+
+    clip: Clip
+    parts: tuple[np.ndarray, ...]
+    talk: Packed
+    objects: tuple[int, ...]
+    seen: np.ndarray
+
+    @property
+    def frames(self) -> tuple[np.ndarray, ...]:
+        """What is segmented: nothing where no object is left."""
+        return self.clip.frames if self.objects else ()
+
+
+@dataclass(frozen=True)
 class Collator:
     """Makes one `Batch` of several clips.
 
@@ -95,6 +152,8 @@ class Collator:
         sam_size: S, side of SAM 2's frames.
         chat: how the LLM is shown pictures.
         mean, std: what the LLM's frames are normalised with.
+        tiles: a picture is shown in at most so many.
+        max_tokens: longer conversations are cut.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -104,55 +163,146 @@ class Collator:
     chat: ChatFormat = INTERNVL
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
+    tiles: int = 1
+    max_tokens: int = 8192
 
-    def __call__(self, clips: Sequence[Clip | BadClip]) -> tuple[Batch | None, list[BadClip]]:
-        """Batch the readable clips and hand on the others; the batch is None when none is readable."""
-        bad = [clip for clip in clips if isinstance(clip, BadClip)]
-        good = [clip for clip in clips if isinstance(clip, Clip)]
-        return (self.batch(good) if good else None), bad
+    def __call__(self, clips: Sequence[Clip | BadClip]) -> tuple[Batch, list[BadClip]]:
+        """Batch the clips that can be told and hand on the others; without any, the batch holds a filler."""
+        rows, bad = list[_Row](), list[BadClip]()
+        for clip in clips:
+            if isinstance(clip, BadClip):
+                bad.append(clip)
+                continue
+            try:
+                rows.append(self._row(clip))
+            except DataError as error:
+                bad.append(BadClip(clip.name, str(error)))
+        return self._batch(rows), bad
 
     def batch(self, clips: Sequence[Clip]) -> Batch:
-        """Batch clips that are all readable."""
-        rows = [self._conversation(clip) for clip in clips]
-        frame_of, object_of, targets, foreground = self._masks(clips)
-        names = [(n, target) for n, clip in enumerate(clips) for target in clip.targets]
-        identity = torch.tensor([names.index(name) for name in names])[object_of]
-        length = max(len(row.ids) for row in rows)
-        words = [np.flatnonzero(row.words & (row.branch == n)) for row in rows for n in range(len(row.segs))]
+        """Batch clips that can all be told.
+
+        Raises:
+            DataError: one cannot.
+        """
+        return self._batch([self._row(clip) for clip in clips])
+
+    def _batch(self, rows: Sequence[_Row]) -> Batch:
+        talks = [row.talk for row in rows] or [self._filler()]
+        length = max(len(talk.ids) for talk in talks)
+        parts = [len(row.parts) * self.tokens_per_frame for row in rows]
+        seen = [offset + row.seen for offset, row in zip(np.cumsum([0, *parts]), rows, strict=False)]
+        phrases = [phrase for talk in talks for phrase in talk.phrases]
         return Batch(
-            mllm_pixels=torch.cat([to_pixels(clip.shown, self.mllm_size, self.mean, self.std) for clip in clips]),
-            sam_pixels=torch.cat([to_pixels(clip.frames, (self.sam_size, self.sam_size)) for clip in clips]),
-            ids=_padded([row.ids for row in rows], length, self.tokenizer.pad_token_id or 0),
-            positions=_padded([row.positions for row in rows], length, 0),
-            labels=_padded([row.labels for row in rows], length, IGNORE),
-            attention=_visibility([row.branch for row in rows], length),
-            seg_rows=torch.tensor([n for n, row in enumerate(rows) for _ in row.segs]),
-            seg_columns=torch.tensor([column for row in rows for column in row.segs]),
-            words=_padded(words, max(len(row) for row in words), -1),
-            frame_of=frame_of,
-            object_of=object_of,
-            identity=identity,
-            targets=targets,
-            foreground=foreground,
+            names=tuple(row.clip.name for row in rows),
+            mllm_pixels=to_pixels([part for row in rows for part in row.parts], self.mllm_size, self.mean, self.std),
+            seen=_numbers(seen),
+            ids=_padded([talk.ids for talk in talks], length, self.tokenizer.pad_token_id or 0),
+            positions=_padded([talk.positions for talk in talks], length, 0),
+            labels=_padded([talk.labels for talk in talks], length, IGNORE),
+            attention=_visibility([talk.branch for talk in talks], length),
+            seg_rows=_numbers([np.full(len(talk.segs), n) for n, talk in enumerate(talks)]),
+            seg_columns=_numbers([np.asarray(talk.segs, np.int64) for talk in talks]),
+            words=_padded(phrases, max(map(len, phrases), default=0), -1),
+            left_out=sum(len(row.clip.targets) - len(row.objects) for row in rows),
+            **self._masks(rows),
         )
 
-    def _conversation(self, clip: Clip) -> Packed:
-        start = prefix(self.tokenizer, self.chat, [self.tokens_per_frame] * len(clip.shown))
-        turns = zip(clip.expressions, clip.questions, clip.answers, strict=True)
-        return pack(start, [branch(self.tokenizer, self.chat, *turn) for turn in turns])
+    def _row(self, clip: Clip) -> _Row:
+        """What is told of a clip, cut where it would be too long."""
+        pictures = [self._parts(picture, clip.still) for picture in clip.shown]
+        tokens = [len(parts) * self.tokens_per_frame for parts in pictures]
+        start = prefix(self.tokenizer, self.chat, tokens)
+        cells = [self._cells(region) for region in clip.regions]
+        room, branches, objects, said = self.max_tokens - len(start), list[Branch](), list[int](), 0
+        for turns in clip.dialogues:
+            pointed = sum(turn.question.count(REGION) for turn in turns)
+            whole = dialogue(self.tokenizer, self.chat, turns, cells[:pointed], bool(pictures))
+            del cells[:pointed]
+            part = whole.cut(room)
+            # Of a dialogue that lost all its [SEG], or all its answers, nothing is worth reading.
+            if (part.segs or not whole.segs) and (part.labels != IGNORE).any():
+                branches.append(part)
+                objects += range(said, said + len(part.segs))
+                room -= len(part.ids)
+            said += len(whole.segs)
+        if said != len(clip.targets):
+            raise DataError(f"its answers have {said} [SEG] for {len(clip.targets)} objects", "take [SEG] out of them")
+        if not branches:
+            raise DataError(
+                f"its conversation is longer than data.max_tokens = {self.max_tokens} before anything is answered",
+                "raise it, or show less: data.tiles, model.clip_frames",
+            )
+        talk = pack(start, branches)
+        parts = tuple(part for picture in pictures for part in picture)
+        # What is pointed at is seen in the first picture: in the whole of it, which is the last of its tiles.
+        whole_picture = (len(pictures[0]) - 1) * self.tokens_per_frame if pictures else 0
+        places = talk.ids == self.tokenizer.convert_tokens_to_ids(self.chat.image_context)
+        pointed_at = talk.cells[places]
+        seen = np.where(pointed_at >= 0, whole_picture + pointed_at, np.cumsum(pointed_at < 0) - 1)
+        return _Row(clip, parts, talk, tuple(objects), seen)
 
-    def _masks(self, clips: Sequence[Clip]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every expression of a clip is segmented in every decoded frame of that clip."""
-        frame_of, object_of, targets, foreground = [], [], [], []
-        frames = objects = 0
-        for clip in clips:
-            grid = [(f, o) for o in range(len(clip.expressions)) for f in range(len(clip.frames))]
-            frame_of += [frames + f for f, _ in grid]
-            object_of += [objects + o for _, o in grid]
-            frames, objects = frames + len(clip.frames), objects + len(clip.expressions)
-            targets.append(self._resized(clip.masks.reshape(-1, *clip.masks.shape[-2:])))
+    def _filler(self) -> Packed:
+        """A conversation in which nothing is said, so that a process without a sample can take part in a step."""
+        begin = prefix(self.tokenizer, self.chat, [])
+        return pack(begin, [])
+
+    def _parts(self, picture: np.ndarray, still: bool) -> list[np.ndarray]:
+        """The tiles of a picture, or a frame as it is; never so many that they alone fill the conversation."""
+        most = min(self.tiles, self.max_tokens // (2 * self.tokens_per_frame) - 1)
+        return tiles(picture, self.mllm_size[0], most) if still and most > 1 else [picture]
+
+    def _cells(self, region: np.ndarray) -> np.ndarray:
+        """Which of a picture's language positions a region (H, W) covers, row by row; at least one.
+
+        Source: the released Sa2VA, which looks at the nearest pixel of each position; a region that none of them meets
+        gets the one of which it covers most.
+        """
+        (height, width), (rows, columns) = region.shape, self._grid
+        y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+        found = np.flatnonzero(region[y[:, None], x])
+        if len(found):
+            return found
+        if not region.any():
+            raise DataError("it points at an empty region", "take it out of the set")
+        inside_y, inside_x = np.nonzero(region)
+        met = (inside_y * rows // height) * columns + inside_x * columns // width
+        return np.array([np.bincount(met).argmax()])
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of a picture's language positions."""
+        rows = round((self.tokens_per_frame * self.mllm_size[0] / self.mllm_size[1]) ** 0.5)
+        return rows, self.tokens_per_frame // rows
+
+    def _masks(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+        """What is segmented: every object of a clip in every decoded frame of that clip."""
+        frame_of, object_of, identity, seeds, frame_seeds = [], [], [], [], []
+        frames, objects, side = 0, 0, self.sam_size
+        targets, foreground = ([torch.zeros(0, side, side, dtype=torch.bool)] for _ in range(2))
+        for row in rows:
+            clip, kept, count = row.clip, row.objects, len(row.frames)
+            if not count:
+                continue
+            frame_of += [np.tile(np.arange(frames, frames + count), len(kept))]
+            object_of += [np.repeat(np.arange(objects, objects + len(kept)), count)]
+            identity += [np.repeat([_identity(clip, o) for o in kept], count)]
+            seeds += [_seeds(clip.seed, 1 + o, count) for o in kept]
+            frame_seeds += [_seeds(clip.seed, 0, count)]
+            frames, objects = frames + count, objects + len(kept)
+            targets.append(self._resized(clip.masks[list(kept)].reshape(-1, *clip.masks.shape[-2:])))
             foreground.append(self._resized(clip.foreground))
-        return torch.tensor(frame_of), torch.tensor(object_of), torch.cat(targets), torch.cat(foreground)
+        return {
+            "sam_pixels": to_pixels([frame for row in rows for frame in row.frames], (side, side)),
+            "clip_of": _numbers([np.full(len(row.frames), n) for n, row in enumerate(rows)]),
+            "frame_of": _numbers(frame_of),
+            "object_of": _numbers(object_of),
+            "identity": _numbers(identity),
+            "targets": torch.cat(targets),
+            "foreground": torch.cat(foreground),
+            "seeds": _numbers(seeds),
+            "frame_seeds": _numbers(frame_seeds),
+        }
 
     def _resized(self, masks: np.ndarray) -> Tensor:
         """(P, H, W) bool → (P, S, S) bool; a pixel belongs to the mask that covers most of it."""
@@ -165,6 +315,22 @@ class Collator:
             antialias=True,
         )
         return soft[:, 0] > 0.5
+
+
+def _identity(clip: Clip, number: int) -> int:
+    """The same number for the same object of the same sample, wherever it is visited; below 2^63."""
+    told = repr((clip.name, sorted(clip.targets[number])))
+    return int.from_bytes(blake2b(told.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _seeds(seed: int, what: int, count: int) -> np.ndarray:
+    """(count,) seeds below 2^63, a pure function of the arguments."""
+    return (np.random.SeedSequence((seed, what)).generate_state(count, np.uint64) >> np.uint64(1)).astype(np.int64)
+
+
+def _numbers(rows: Sequence[np.ndarray]) -> Tensor:
+    """One int64 row of several, or of none."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64))
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, value: int) -> Tensor:

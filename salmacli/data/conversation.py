@@ -1,6 +1,6 @@
-"""Expressions → token ids: one prefix that shows the video, and one branch per expression.
+"""Conversations → token ids: one prefix that shows the video, and one branch per dialogue about it.
 
-A branch holds a question and its answer. Branches follow the same prefix and do not see each other, so that training
+A branch holds questions and their answers. Branches follow the same prefix and do not see each other, so that training
 on several expressions of a video computes exactly what prediction computes for each of them alone, and both can share
 the prefix.
 The turns are those that Qwen and InternLM2 share; how a picture is shown, and whether a system speaks first, differs
@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from salmacli.data.templates import SEG
+from salmacli.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 IGNORE = -100  # the label that cross-entropy passes over
+PHRASE_START, PHRASE_END = "<p>", "</p>"
+REGION_START, REGION_END = "<vp>", "</vp>"
+REGION = REGION_START + REGION_END  # stands in a question where a region is pointed at
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,47 @@ QWEN_VL = ChatFormat("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "", 
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        question: a template of `salmacli.data.templates`, or plain text; holds `REGION` where a region is pointed at.
+        answer: a text, or None to leave the answer to the model.
+        expression: put into the template's ``{expression}``; None where the question is plain text.
+    """
+
+    question: str
+    answer: str | None
+    expression: str | None = None
+
+
+@dataclass(frozen=True)
 class Branch:
-    """One question with its answer.
+    """Questions with their answers.
 
     Attributes:
         ids: (L,) token ids.
-        labels: (L,) the ids where the answer stands, `IGNORE` elsewhere.
-        words: (L,) True on the tokens of the expression.
-        seg: position of the first `[SEG]`, or None (a question without answer).
+        labels: (L,) the ids where an answer stands, `IGNORE` elsewhere.
+        words: (L,) True on the tokens of the expressions in the questions.
+        cells: (L,) which of the picture's own positions a region's placeholder repeats; −1 elsewhere.
+        segs: positions of all `[SEG]` of the answers.
+        phrases: per `[SEG]`, the positions of the words that it stands for: the phrase before it, marked as such in the
+            answer, or else the expression in the question.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     words: np.ndarray
-    seg: int | None
+    cells: np.ndarray
+    segs: tuple[int, ...] = ()
+    phrases: tuple[np.ndarray, ...] = ()
+
+    def cut(self, length: int) -> Branch:
+        """Its first tokens, at least none; what stands behind them is gone."""
+        first = slice(max(length, 0))
+        kept = sum(seg < length for seg in self.segs)
+        arrays = (self.ids[first], self.labels[first], self.words[first], self.cells[first])
+        return Branch(*arrays, self.segs[:kept], self.phrases[:kept])
 
 
 @dataclass(frozen=True)
@@ -70,18 +101,19 @@ class Packed:
     """The prefix and all branches of one video in one row.
 
     Attributes:
-        ids, labels, words: (L,) as in `Branch`.
+        ids, labels, cells: (L,) as in `Branch`.
         branch: (L,) −1 on the prefix, else the number of the branch.
         positions: (L,) position ids; every branch starts where the prefix ends.
-        segs: one position per branch.
+        segs, phrases: as in `Branch`, of all branches, with positions in the row.
     """
 
     ids: np.ndarray
     labels: np.ndarray
-    words: np.ndarray
+    cells: np.ndarray
     branch: np.ndarray
     positions: np.ndarray
     segs: tuple[int, ...]
+    phrases: tuple[np.ndarray, ...]
 
 
 def prefix(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, frames: Sequence[int]) -> np.ndarray:
@@ -90,7 +122,8 @@ def prefix(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, frames: Sequenc
     Args:
         tokenizer: of the model; where it puts a token in front of every text, so does the prefix.
         chat: of the model.
-        frames: placeholders of each picture, in order; several tiles of one picture are one picture.
+        frames: placeholders of each picture, in order; several tiles of one picture are one picture. None is a
+            conversation about nothing that is seen.
     """
     system = f"{TURN_START}system\n{chat.system}{TURN_END}\n" if chat.system is not None else ""
     shown = (chat.image_start + chat.image_context * count + chat.image_end for count in frames)
@@ -104,35 +137,45 @@ def prefix(tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, frames: Sequenc
 def branch(
     tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, expression: str, question: str, answer: str | None
 ) -> Branch:
-    """Ids of one question and, unless `answer` is None, its answer.
+    """One question about an expression and, unless `answer` is None, its answer; see `Turn` and `dialogue`."""
+    return dialogue(tokenizer, chat, [Turn(question, answer, expression)])
+
+
+def dialogue(
+    tokenizer: PreTrainedTokenizerFast,
+    chat: ChatFormat,
+    turns: Sequence[Turn],
+    regions: Sequence[np.ndarray] = (),
+    pictures: bool = True,
+) -> Branch:
+    """Ids of questions and answers, each of which sees those before it.
 
     Args:
         tokenizer, chat: of the model.
-        expression: the referring expression, put into the question's ``{expression}``; a full stop is not doubled.
-        question: a template of `salmacli.data.templates`.
-        answer: a text, or None to leave the answer to the model.
+        turns: at least one.
+        regions: per `REGION` in the questions, the positions of the picture that it covers.
+        pictures: whether the prefix shows any.
+
+    Raises:
+        DataError: a text holds the placeholder, or another number of `REGION` than there are regions.
     """
-    before, after = question.split("{expression}")
-    before = chat.separator + before
-    if expression.endswith("."):
-        after = after.removeprefix(".")
-    # A tokenizer may join the expression with the blank before it; the characters' offsets say which tokens are its.
-    asked = f"{before}{expression}{after}{TURN_END}\n{TURN_START}assistant\n"
-    encoded = _encode(tokenizer, asked, return_offsets_mapping=True)
-    begin, end = len(before), len(before) + len(expression)
-    words = [start < end and stop > begin for start, stop in encoded["offset_mapping"]]
-    ids = list(encoded["input_ids"])
-    asked_length = len(ids)
-    seg = None
-    if answer is not None:
-        answered = answer_ids(tokenizer, answer)
-        seg_id = tokenizer.convert_tokens_to_ids(SEG)
-        seg = asked_length + answered.index(seg_id) if seg_id in answered else None
-        ids += answered
-        words += [False] * len(answered)
-    array = np.asarray(ids, np.int64)
-    labels = np.where(np.arange(len(ids)) >= asked_length, array, IGNORE)
-    return Branch(array, labels, np.asarray(words, bool), seg)
+    pointed = list(regions)
+    parts: list[Branch] = []
+    for number, turn in enumerate(turns):
+        here = turn.question.count(REGION)
+        begin = f"\n{TURN_START}user\n" if number else chat.separator if pictures else ""
+        parts.append(_question(tokenizer, chat, begin, turn, pointed[:here]))
+        del pointed[:here]
+        if turn.answer is not None:
+            parts.append(_answer(tokenizer, turn.answer, parts[-1].words))
+    joined = _joined(parts)
+    placeholders = joined.ids == tokenizer.convert_tokens_to_ids(chat.image_context)
+    if pointed or not np.array_equal(placeholders, joined.cells >= 0):
+        raise DataError(
+            f"the texts name {chat.image_context}, or other than {len(regions)} regions",
+            f"take {chat.image_context} out of them, and name each region once",
+        )
+    return joined
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
@@ -140,27 +183,81 @@ def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
     return list(_encode(tokenizer, f"{answer}{TURN_END}")["input_ids"])
 
 
-def pack(prefix_ids: np.ndarray, branches: list[Branch]) -> Packed:
-    """Put branches behind their common prefix.
-
-    Raises:
-        ValueError: a branch has no `[SEG]`.
-    """
-    start, offset, segs = len(prefix_ids), len(prefix_ids), []
-    for one in branches:
-        if one.seg is None:
-            raise ValueError("a branch that is trained on needs a [SEG] in its answer")
-        segs.append(offset + one.seg)
-        offset += len(one.ids)
-    nothing = np.full(start, IGNORE, np.int64)
+def pack(prefix_ids: np.ndarray, branches: Sequence[Branch]) -> Packed:
+    """Put branches behind their common prefix."""
+    start = len(prefix_ids)
+    behind = _joined(branches)
     return Packed(
-        ids=np.concatenate([prefix_ids, *(one.ids for one in branches)]),
-        labels=np.concatenate([nothing, *(one.labels for one in branches)]),
-        words=np.concatenate([np.zeros(start, bool), *(one.words for one in branches)]),
+        ids=np.concatenate([prefix_ids, behind.ids]),
+        labels=np.concatenate([np.full(start, IGNORE), behind.labels]),
+        cells=np.concatenate([np.full(start, -1), behind.cells]),
         branch=np.concatenate([np.full(start, -1)] + [np.full(len(one.ids), n) for n, one in enumerate(branches)]),
         positions=np.concatenate([np.arange(start)] + [start + np.arange(len(one.ids)) for one in branches]),
-        segs=tuple(segs),
+        segs=tuple(start + seg for seg in behind.segs),
+        phrases=tuple(start + phrase for phrase in behind.phrases),
     )
+
+
+def _question(
+    tokenizer: PreTrainedTokenizerFast, chat: ChatFormat, begin: str, turn: Turn, regions: Sequence[np.ndarray]
+) -> Branch:
+    """What is asked, up to where the answer begins."""
+    question = turn.question
+    for cells in regions:
+        question = question.replace(REGION, f"{REGION_START}{chat.image_context * len(cells)}{REGION_END}", 1)
+    before, expression, after = question, "", ""
+    if turn.expression is not None:
+        before, after = question.split("{expression}")
+        # A full stop is not doubled, and does not stand before another mark.
+        stop = turn.expression.endswith(".") and after[:1] in (",", "?")
+        expression = turn.expression[:-1] if stop else turn.expression
+        after = after.removeprefix(".") if expression.endswith(".") else after
+    begin += before
+    # A tokenizer may join the expression with the blank before it; the characters' offsets say which tokens are its.
+    asked = f"{begin}{expression}{after}{TURN_END}\n{TURN_START}assistant\n"
+    encoded = _encode(tokenizer, asked, return_offsets_mapping=True)
+    ids = np.asarray(encoded["input_ids"], np.int64)
+    first, last = len(begin), len(begin) + len(expression)
+    words = np.array([start < last and stop > first for start, stop in encoded["offset_mapping"]])
+    cells = np.full(len(ids), -1)
+    # A text that names the placeholder itself is found out by `dialogue`.
+    places = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids(chat.image_context))
+    pointed = np.concatenate([_NOWHERE, *regions])[: len(places)]
+    cells[places[: len(pointed)]] = pointed
+    return Branch(ids, np.full(len(ids), IGNORE), words, cells)
+
+
+def _answer(tokenizer: PreTrainedTokenizerFast, answer: str, asked: np.ndarray) -> Branch:
+    """What is answered; positions of phrases count from the beginning of the question, as `asked` (L,) does."""
+    ids = np.asarray(answer_ids(tokenizer, answer), np.int64)
+    segs = np.flatnonzero(ids == tokenizer.convert_tokens_to_ids(SEG))
+    starts, ends = (np.flatnonzero(ids == tokenizer.convert_tokens_to_ids(mark)) for mark in (PHRASE_START, PHRASE_END))
+    phrases = []
+    for seg in segs:
+        # The last phrase that ends before this [SEG].
+        end = ends[: np.searchsorted(ends, seg)][-1:]
+        start = starts[: np.searchsorted(starts, end[0])][-1:] if len(end) else end
+        inside = np.arange(start[0] + 1, end[0]) if len(start) else _NOWHERE
+        phrases.append(inside if len(inside) else np.flatnonzero(asked) - len(asked))
+    none = np.full(len(ids), -1)
+    return Branch(ids, ids, np.zeros(len(ids), bool), none, tuple(int(seg) for seg in segs), tuple(phrases))
+
+
+def _joined(parts: Sequence[Branch]) -> Branch:
+    """Branches one after the other, as one."""
+    offsets = np.cumsum([0, *(len(one.ids) for one in parts)])
+    pairs = list(zip(offsets, parts, strict=False))
+    return Branch(
+        ids=np.concatenate([_NOWHERE, *(one.ids for one in parts)]),
+        labels=np.concatenate([_NOWHERE, *(one.labels for one in parts)]),
+        words=np.concatenate([np.zeros(0, bool), *(one.words for one in parts)]),
+        cells=np.concatenate([_NOWHERE, *(one.cells for one in parts)]),
+        segs=tuple(int(offset) + seg for offset, one in pairs for seg in one.segs),
+        phrases=tuple(offset + phrase for offset, one in pairs for phrase in one.phrases),
+    )
+
+
+_NOWHERE = np.zeros(0, np.int64)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str, **options: Any) -> Any:

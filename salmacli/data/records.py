@@ -1,8 +1,8 @@
-"""The two records every benchmark is read into: a video and the expressions about it."""
+"""What sets are read into: videos with expressions about them, or talks with masks here and there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +33,43 @@ class Video:
 
     Attributes:
         name: The video's key in its file, also its folder.
-        frames: Frame names without suffix, in the order in which the official code reads them.
+        frames: Frame names without suffix, in the order in which the official code reads them. Sets that say in a
+            file per video how many there are read it when they are asked.
         expressions: What is asked about it.
     """
 
     name: str
-    frames: tuple[str, ...]
+    frames: Sequence[str]
     expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question and its answer, both plain text without placeholders for pictures.
+
+    Attributes:
+        question: Holds ``<vp></vp>`` where a region is pointed at.
+        answer: Holds ``[SEG]`` where a mask is given, mostly as ``<p> phrase </p> [SEG]``.
+        wordings: Other wordings of the question; each visit draws one of all.
+    """
+
+    question: str
+    answer: str
+    wordings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation, of which every round sees those before it.
+
+    Attributes:
+        name: For messages.
+        rounds: At least one.
+        targets: A mask key for every ``[SEG]`` of all answers, in their order.
+        regions: A mask key for every ``<vp></vp>`` of all questions, in their order.
+    """
+
+    name: str
+    rounds: tuple[Round, ...]
+    targets: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()

@@ -31,12 +31,17 @@ class VideoFile(FrameSource):
     It is decoded once when it is opened: containers state their length wrongly too often, and a file that is broken
     should say so before work begins. Timestamps are all that is kept of it.
 
+    Args:
+        path: The file.
+        whole: False: only its packets are counted, where their timestamps tell the frames apart. That takes a small
+            part of the time; a damaged frame then says so when it is read. Training opens files so.
+
     Raises:
         DataError: It cannot be read, holds no video, or ends too early.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._index = _counted(path)
+    def __init__(self, path: Path, whole: bool = True) -> None:
+        self._index = (None if whole else _listed(path)) or _counted(path)
         super().__init__(path, [f"{number:05d}" for number in range(self._index.frames)])
         self._size, self.fps = self._index.size, self._index.fps
 
@@ -170,8 +175,7 @@ def _counted(path: Path) -> _Index:
                     if frame.key_frame and times:
                         keys.append(len(times))
                     if size is None:
-                        turned = round(frame.rotation / 90) % 2
-                        size = (frame.width, frame.height) if turned else (frame.height, frame.width)
+                        size = _size(frame)
                     times.append(frame.pts)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise DataError(f"frame {len(times):05d} of {path} cannot be decoded ({_reason(error)})", _MEND) from None
@@ -189,6 +193,41 @@ def _counted(path: Path) -> _Index:
             raise DataError(f"video {path} breaks off after {len(times)} frames, {_seconds(stream):.0f} s long", _MEND)
         fps = float(stream.average_rate) if stream.average_rate else None
         return _Index(len(times), size, fps, known if telling else (), keys if telling else [0])
+
+
+def _listed(path: Path) -> _Index | None:
+    """What a file's packets say, of which only the first are decoded; None where that does not tell frames apart."""
+    times: list[int] = []
+    keys: list[int] = []
+    size = None
+    with _opened(path) as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise DataError(f"video {path} breaks off or is damaged after {len(times)} frames", _MEND)
+                if size is None:
+                    size = next((_size(frame) for frame in packet.decode()), None)
+                if not packet.size or packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    return None
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+                times.append(packet.pts)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise DataError(f"video {path} cannot be read ({_reason(error)})", _MEND) from None
+        times.sort()  # packets come in the order in which they are decoded
+        telling = all(a < b for a, b in pairwise(times)) and keys[:1] == times[:1]
+        if size is None or not telling or container.format.name == "gif":
+            return None
+        fps = float(stream.average_rate) if stream.average_rate else None
+        return _Index(len(times), size, fps, times, sorted({bisect_left(times, time) for time in keys}))
+
+
+def _size(frame: Any) -> tuple[int, int]:
+    """(height, width) of a frame, upright."""
+    turned = round(frame.rotation / 90) % 2
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
 
 
 def _seconds(stream: Any) -> float:

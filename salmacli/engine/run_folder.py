@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -57,6 +58,25 @@ class RunFolder:
             raise DataError(f"a run {path} exists already", "go on with --resume, or give another --name")
         write_json(path / "run.json", {"created": _now(), **record})
         return cls(path)
+
+    @classmethod
+    def met(cls, root: str | os.PathLike[str], name: str, patience: float = 600) -> RunFolder:
+        """The run that the first process of this launch makes.
+
+        Args:
+            root, name: As of `create`.
+            patience: Seconds after which there will be none.
+
+        Raises:
+            DataError: The name is no plain name, or no run came.
+        """
+        path = Path(root) / safe_name(name, "the run's name")
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            if (path / "run.json").is_file() and (run := cls(path)).record().get("launch") == launch():
+                return run
+            time.sleep(0.2)
+        raise DataError(f"the first process has not made the run {path}", "see its own message")
 
     @classmethod
     def newest(cls, root: str | os.PathLike[str] = RUNS) -> RunFolder:
@@ -129,9 +149,11 @@ class RunFolder:
         """Step of the newest checkpoint; raises as :meth:`newest_checkpoint` does."""
         return int(self.newest_checkpoint().name.removeprefix("step-"))
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints."""
+    def prune(self, keep: int, best: int | None = None) -> None:
+        """Remove all but the newest ``keep`` checkpoints, and that of step ``best``."""
         for old in self.checkpoints()[: -max(keep, 1)]:
+            if old.name == f"step-{best}":
+                continue
             # Renamed first: a checkpoint half removed must not look whole.
             going = old.with_name(f".{old.name}.removed")
             old.rename(going)
@@ -158,6 +180,12 @@ class RunFolder:
             return created.timestamp()
         except (ValueError, DataError):
             return (self.path / "run.json").stat().st_mtime
+
+
+def launch() -> list[str] | None:
+    """What tells this start of several processes from others; None for a process that runs alone."""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return [os.environ.get(name, "") for name in names] if "MASTER_PORT" in os.environ else None
 
 
 def provenance() -> dict[str, Any]:

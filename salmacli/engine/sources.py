@@ -1,4 +1,4 @@
-"""Names of benchmarks → benchmarks on disk; without a folder, the synthetic one in the same layout."""
+"""Names of sets → sets on disk; without a folder, the synthetic benchmark in the same layout."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from salmacli.config.schema import DataConfig, ModelConfig
-from salmacli.data.benchmarks import Benchmark, open_benchmark
-from salmacli.data.mixing import Source, TrainingMix
+from salmacli.config.schema import DataConfig, DatasetConfig, ModelConfig
+from salmacli.data.benchmarks import DEFAULT_SPLITS, Benchmark, open_benchmark
+from salmacli.data.sets import open_set, usual_place
 from salmacli.data.synthetic import ensure_synthetic, open_synthetic
+from salmacli.data.talks import TalkSet
+from salmacli.data.training.mix import Grouping, Source, TrainingMix
+from salmacli.data.training.moments import evenly
+from salmacli.data.training.sources import Sampling
 from salmacli.engine.progress import Progress
+from salmacli.errors import DataError
+
+TALKS_IN_DIGEST = 1000  # evenly spread; a file of 700,000 would take as many seconds as it takes minutes
+USUAL_PICTURE_TOKENS = 256
 
 
 def synthetic_root() -> Path:
@@ -38,34 +46,54 @@ def open_source(name: str, root: Path | None, split: str | None, progress: Progr
 
 
 def open_mix(data: DataConfig, model: ModelConfig, seed: int, progress: Progress) -> TrainingMix:
-    """Open every member of the training mix; see `open_source` for the errors."""
-    sources = [Source(open_source(one.set, one.root, one.split, progress), one.repeats) for one in data.train]
-    return TrainingMix(
-        sources,
-        seed=seed,
-        clip_frames=model.clip_frames,
-        decoded_frames=data.decoded_frames,
-        expressions=data.expressions,
-    )
+    """Open every member of the training mix.
+
+    Raises:
+        DataError: a folder does not hold its set, no folder is named for a set that has no synthetic stand-in, or there
+            is nothing to train on.
+    """
+    sources = [Source(_member(one, data.root, progress), one.repeats) for one in data.train]
+    sampling = Sampling(model.clip_frames, data.decoded_frames, data.expressions, data.choice)
+    tokens = model.mllm.native.get("image_seq_length", USUAL_PICTURE_TOKENS)
+    return TrainingMix(sources, seed, sampling, Grouping(tokens, data.tiles) if data.group_lengths else None)
 
 
-def describe(benchmarks: Sequence[Benchmark]) -> list[dict[str, Any]]:
-    """What was read, with a checksum over its videos, frames and expressions, for ``run.json``."""
-    found = []
-    for benchmark in benchmarks:
-        digest = hashlib.sha256()
-        for video in benchmark.videos:
-            asked = [(expression.id, expression.text, expression.targets) for expression in video.expressions]
-            digest.update(repr((video.name, video.frames, asked)).encode())
-        found.append(
-            {
-                "set": benchmark.name,
-                "root": str(benchmark.root),
-                "split": benchmark.split,
-                "synthetic": benchmark.synthetic,
-                "videos": len(benchmark.videos),
-                "expressions": sum(len(video.expressions) for video in benchmark.videos),
-                "sha256": digest.hexdigest(),
-            }
-        )
-    return found
+def _member(one: DatasetConfig, data_root: Path | None, progress: Progress) -> Benchmark | TalkSet:
+    root = one.root or (data_root and usual_place(one.set, data_root))
+    if root is not None:
+        return open_set(one.set, root, one.split)
+    if one.set not in DEFAULT_SPLITS:
+        raise DataError(f"{one.set}: no folder is named", "set data.root, or the root of this member of data.train")
+    return open_source(one.set, None, one.split, progress)
+
+
+def describe(sets: Sequence[Benchmark | TalkSet]) -> list[dict[str, Any]]:
+    """What was read, with a checksum over what it says, for ``run.json``."""
+    return [
+        {
+            "set": one.name,
+            "root": str(one.root),
+            "split": one.split,
+            "synthetic": one.synthetic,
+            **(_described(one) if isinstance(one, Benchmark) else _told(one)),
+        }
+        for one in sets
+    ]
+
+
+def _described(benchmark: Benchmark) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for video in benchmark.videos:
+        asked = [(expression.id, expression.text, expression.targets) for expression in video.expressions]
+        # Names of frames that are not known yet would have to be read from a file per video.
+        frames = video.frames if isinstance(video.frames, tuple) else ()
+        digest.update(repr((video.name, frames, asked)).encode())
+    expressions = sum(len(video.expressions) for video in benchmark.videos)
+    return {"videos": len(benchmark.videos), "expressions": expressions, "sha256": digest.hexdigest()}
+
+
+def _told(talks: TalkSet) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for n in evenly(len(talks), min(TALKS_IN_DIGEST, len(talks))):
+        digest.update(repr(talks.talk(int(n))).encode())
+    return {"talks": len(talks), "dropped": dict(talks.dropped), "sha256": digest.hexdigest()}

@@ -98,8 +98,8 @@ class Masks:
         """The four tensors in their order."""
         return self.logits, self.iou, self.token, self.presence
 
-    def at(self, rows: slice) -> Masks:
-        """Some of the masks."""
+    def at(self, rows: Tensor | slice) -> Masks:
+        """Some of the masks, in that order."""
         return Masks(*(part[rows] for part in self.parts()))
 
     @staticmethod

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
-from salmacli.models.grounding import FrameFeatures, Grounding
+from salmacli.models.grounding import Grounding
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,43 @@ class Memory:
         return Memory(torch.cat([part.spatial for part in parts]), torch.cat([part.pointer for part in parts]))
 
 
-def memorise(grounding: Grounding, frame: FrameFeatures, logits: Tensor, present: Tensor, pointer: Tensor) -> Memory:
+@dataclass(frozen=True)
+class Recalled:
+    """What a frame looks back to.
+
+    Attributes:
+        tokens: (O, L, M) memories, the object pointers last.
+        places: (1, L, M) where and when each is from.
+        pointers: how many of the tokens are those of pointers.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    pointers: int
+
+
+def enlarged(grounding: Grounding, logits: Tensor) -> Tensor:
+    """(O, s, s) mask logits of any size as (O, S, S) float32, which the memory is made of."""
+    side, mask = (grounding.image_size,) * 2, logits.float().unsqueeze(1)
+    return (
+        F.interpolate(mask, side, mode="bilinear", align_corners=False)[:, 0] if mask.shape[-2:] != side else mask[:, 0]
+    )
+
+
+def memorise(grounding: Grounding, image: Tensor, shares: Tensor, present: Tensor, pointer: Tensor) -> Memory:
     """Make the memory of a frame.
 
     Args:
         grounding: SAM 2.
-        frame: features of the one frame.
-        logits: (O, s, s) mask logits, of any size.
+        image: (1 or O, C, h, w) stride-16 features of the frame, which all objects may share.
+        shares: (O, S, S) float32, how much of each pixel is the object's, 0 to 1.
         present: (O, 1) bool, whether the object is in the frame.
         pointer: (O, C) see `pointer_of`.
     """
-    side, kind = (grounding.image_size,) * 2, grounding.no_mem_embed.dtype
-    mask = logits.float().unsqueeze(1)
-    if mask.shape[-2:] != side:
-        mask = F.interpolate(mask, side, mode="bilinear", align_corners=False)
-    mask = torch.sigmoid(mask) * grounding.sigmoid_scale_for_mem_enc + grounding.sigmoid_bias_for_mem_enc
+    kind = grounding.no_mem_embed.dtype
+    mask = shares.unsqueeze(1) * grounding.sigmoid_scale_for_mem_enc + grounding.sigmoid_bias_for_mem_enc
     # The package hands in the frame once per object; its projection is the same for all.
-    out = grounding.memory_encoder(frame.stride16, mask.to(kind), skip_mask_sigmoid=True)
+    out = grounding.memory_encoder(image, mask.to(kind), skip_mask_sigmoid=True)
     spatial = out["vision_features"]
     if grounding.no_obj_embed_spatial is not None:
         spatial = spatial + (~present)[..., None, None].to(kind) * grounding.no_obj_embed_spatial[..., None, None]
@@ -71,6 +91,27 @@ def without_absent(grounding: Grounding, pointer: Tensor, present: Tensor) -> Te
         return pointer
     there = present.to(pointer.dtype)
     return (there * pointer if grounding.fixed_no_obj_ptr else pointer) + (1 - there) * grounding.no_obj_ptr
+
+
+def coloured(grounding: Grounding, image: Tensor, position: Tensor, recalled: Recalled) -> Tensor:
+    """A frame as memory colours it for O objects: (O, C, h, w).
+
+    Args:
+        grounding: SAM 2.
+        image: (1 or O, C, h, w) stride-16 features of the frame, which all objects may share.
+        position: (1, C, h, w) encoding of places.
+        recalled: what the frame looks back to.
+    """
+    count = len(recalled.tokens)
+    current, place = (level.flatten(2).permute(2, 0, 1) for level in (image, position))
+    out: Tensor = grounding.memory_attention(
+        curr=current.expand(-1, count, -1),
+        curr_pos=place.to(current.dtype).expand(-1, count, -1),
+        memory=recalled.tokens.transpose(0, 1),
+        memory_pos=recalled.places.expand(count, -1, -1).transpose(0, 1),
+        num_obj_ptr_tokens=recalled.pointers,
+    )
+    return out.permute(1, 2, 0).unflatten(2, tuple(image.shape[-2:]))
 
 
 class MemoryBank:
@@ -115,31 +156,8 @@ class MemoryBank:
         if old is not None and self.recent < self.pointers:
             self.followed[frame - self.sign * self.recent] = Memory(old.spatial.new_empty(0), old.pointer)
 
-    def recall(self, number: int, frame: FrameFeatures, objects: slice) -> Tensor:
-        """A frame as memory colours it for some objects.
-
-        Args:
-            number: of the frame.
-            frame: its features.
-            objects: which rows of the memories.
-
-        Returns:
-            (O', C, h, w), O' being the objects chosen.
-        """
-        memory, places, pointers = self._gather(number, objects)
-        count = len(memory)
-        current, place = (level.flatten(2).permute(2, 0, 1) for level in (frame.stride16, frame.position))
-        coloured: Tensor = self.grounding.memory_attention(
-            curr=current.expand(-1, count, -1),
-            curr_pos=place.to(current.dtype).expand(-1, count, -1),
-            memory=memory.transpose(0, 1),
-            memory_pos=places.expand(count, -1, -1).transpose(0, 1),
-            num_obj_ptr_tokens=pointers,
-        )
-        return coloured.permute(1, 2, 0).unflatten(2, tuple(frame.stride16.shape[-2:]))
-
-    def _gather(self, number: int, objects: slice) -> tuple[Tensor, Tensor, int]:
-        """(O', L, M) memory tokens, (1, L, M) their places in space and time, and how many of them are pointers."""
+    def recall(self, number: int, objects: slice = slice(None)) -> Recalled:
+        """What frame `number` looks back to, for the objects in these rows of the memories."""
         near, far = self._conditioning(number)
         spatial = [(memory, self.grounding.num_maskmem - 1) for memory in near.values()]
         for back in range(self.recent, 0, -1):
@@ -158,7 +176,7 @@ class MemoryBank:
             times = self._times([time for time, _ in pointers]) if pointers else table[0][:, :0]
             self._placed = number, torch.cat([*places, times.repeat_interleave(self._parts, dim=1)], dim=1)
         dtype, count = self.grounding.no_mem_embed.dtype, len(pointers) * self._parts
-        return torch.cat([token.to(dtype) for token in tokens], dim=1), self._placed[1], count
+        return Recalled(torch.cat([token.to(dtype) for token in tokens], dim=1), self._placed[1], count)
 
     def _conditioning(self, number: int) -> tuple[Mapping[int, Memory], Mapping[int, Memory]]:
         """The conditioning frames that are looked back to, and the others."""

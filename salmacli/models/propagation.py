@@ -8,12 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
 from torch import Tensor
 
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding, Masks
-from salmacli.models.memory import Memory, memorise, pointer_of, without_absent
+from salmacli.models.memory import Memory, enlarged, memorise, pointer_of, without_absent
 
 # SAM 2 treats a given mask as if it had predicted it with these logits.
 _GIVEN = 10.0
@@ -29,29 +28,33 @@ class Propagation(ABC):
     def __init__(self, grounding: Grounding) -> None:
         self.grounding = grounding
 
-    def fine_levels(self, frame: FrameFeatures) -> tuple[Tensor, Tensor]:
-        """What the decoder of this way reads beside the coloured frame; made once per frame, for all objects."""
-        return self.grounding.fine_levels(frame, self.grounding.propagator)
+    def sights(self, features: FrameFeatures) -> Decodable:
+        """F frames as the decoder of this way reads them, not coloured by memory yet; once for all objects."""
+        return Decodable(features.stride16, self.grounding.fine_levels(features, self.grounding.propagator))
+
+    def seen(self, masks: Masks) -> Tensor:
+        """(O, S/4, S/4) float32 logits of what followed, as they are told and remembered."""
+        return masks.logits.float()
 
     @abstractmethod
-    def remember(self, frame: FrameFeatures, masks: Masks) -> Memory:
+    def remember(self, sight: Decodable, masks: Masks) -> Memory:
         """The memory of a frame that was decoded with language.
 
         Args:
-            frame: the one frame.
+            sight: the frame, 1 or O rows.
             masks: of O objects.
         """
 
     @abstractmethod
-    def follow(self, frame: FrameFeatures, rows: Decodable) -> tuple[Tensor, Memory]:
+    def follow(self, image: Tensor, rows: Decodable) -> tuple[Masks, Memory]:
         """Decode a frame that was recalled.
 
         Args:
-            frame: the one frame.
+            image: (1 or O, C, S/16, S/16) features of the frame.
             rows: the same as memory colours it, O rows.
 
         Returns:
-            (O, S/4, S/4) float32 mask logits, and what is remembered.
+            The masks, and what is remembered.
         """
 
 
@@ -62,30 +65,34 @@ class AsSam2(Propagation):
     decoder propagates where a checkpoint carries it.
     """
 
-    def remember(self, frame: FrameFeatures, masks: Masks) -> Memory:
+    def seen(self, masks: Masks) -> Tensor:
+        """See `Propagation`; SAM 2's own value where the object is absent."""
+        logits = super().seen(masks)
+        if not self.grounding.pred_obj_scores:
+            return logits
+        return torch.where(masks.presence.unsqueeze(-1) > 0, logits, NO_OBJ_SCORE)
+
+    def remember(self, sight: Decodable, masks: Masks) -> Memory:
         """See `Propagation`."""
         grounding = self.grounding
-        side = (grounding.image_size,) * 2
-        given = F.interpolate(masks.logits.float().unsqueeze(1), side, mode="bilinear", align_corners=False) > 0
-        hint = grounding.mask_downsample(given.to(grounding.no_mem_embed.dtype))
-        rows = Decodable.of(frame.stride16.expand(len(given), -1, -1, -1), self.fine_levels(frame))
+        given = binarised(enlarged(grounding, masks.logits))
+        hint = grounding.mask_downsample(given.unsqueeze(1).to(grounding.no_mem_embed.dtype))
+        rows = Decodable.of(sight.image.expand(len(given), -1, -1, -1), sight.fine)
         said = grounding.decode(rows, None, False, decoder=grounding.propagator, mask=hint)
         pointer = pointer_of(grounding, said.token, said.presence > 0)
-        present = given.flatten(1).any(dim=1, keepdim=True)
+        present = (given > 0).flatten(1).any(dim=1, keepdim=True)
         pointer = without_absent(grounding, pointer, present)
-        logits = torch.where(given[:, 0], _GIVEN, -_GIVEN)
-        return memorise(grounding, frame, logits, present, pointer)
+        outside, inside = (given.new_full((), logit).sigmoid() for logit in (-_GIVEN, _GIVEN))
+        return memorise(grounding, sight.image, torch.lerp(outside, inside, given), present, pointer)
 
-    def follow(self, frame: FrameFeatures, rows: Decodable) -> tuple[Tensor, Memory]:
+    def follow(self, image: Tensor, rows: Decodable) -> tuple[Masks, Memory]:
         """See `Propagation`."""
         grounding = self.grounding
         best_of_three = bool(grounding._use_multimask(False, None))
         masks = grounding.decode(rows, None, best_of_three, decoder=grounding.propagator)
-        present, logits = masks.presence > 0, masks.logits.float()
-        if grounding.pred_obj_scores:
-            logits = torch.where(present.unsqueeze(-1), logits, NO_OBJ_SCORE)
+        present, shares = masks.presence > 0, enlarged(grounding, self.seen(masks)).sigmoid()
         pointer = pointer_of(grounding, masks.token, present)
-        return logits, memorise(grounding, frame, logits, present, pointer)
+        return masks, memorise(grounding, image, shares, present, pointer)
 
 
 class AsSa2va(Propagation):
@@ -104,18 +111,37 @@ class AsSa2va(Propagation):
         super().__init__(grounding)
         self.best_of_three = best_of_three
 
-    def fine_levels(self, frame: FrameFeatures) -> tuple[Tensor, Tensor]:
+    def sights(self, features: FrameFeatures) -> Decodable:
         """See `Propagation`."""
-        return self.grounding.fine_levels(frame, self.grounding.sam_mask_decoder)
+        return Decodable(features.stride16, self.grounding.fine_levels(features, self.grounding.sam_mask_decoder))
 
-    def remember(self, frame: FrameFeatures, masks: Masks) -> Memory:
+    def remember(self, sight: Decodable, masks: Masks) -> Memory:
         """See `Propagation`."""
-        present = masks.presence > 0
-        pointer = pointer_of(self.grounding, masks.token, present)
-        memory = memorise(self.grounding, frame, masks.logits, present, pointer)
-        return Memory(memory.spatial.to(torch.bfloat16), memory.pointer)
+        return self._remember(sight.image, masks)
 
-    def follow(self, frame: FrameFeatures, rows: Decodable) -> tuple[Tensor, Memory]:
+    def follow(self, image: Tensor, rows: Decodable) -> tuple[Masks, Memory]:
         """See `Propagation`."""
         masks = self.grounding.decode(rows, None, self.best_of_three)
-        return masks.logits.float(), self.remember(frame, masks)
+        return masks, self._remember(image, masks)
+
+    def _remember(self, image: Tensor, masks: Masks) -> Memory:
+        present, shares = masks.presence > 0, enlarged(self.grounding, masks.logits).sigmoid()
+        pointer = pointer_of(self.grounding, masks.token, present)
+        memory = memorise(self.grounding, image, shares, present, pointer)
+        return Memory(memory.spatial.to(torch.bfloat16), memory.pointer)
+
+
+def binarised(logits: Tensor) -> Tensor:
+    """1 where a logit is positive, else 0, with the slope of the sigmoid where gradients are wanted.
+
+    A step has no slope of its own, and a soft mask would not be what prediction remembers. This one says how the memory
+    would change if a pixel of the outline came in or went out, as the masks of the frames that follow, which enter by
+    their sigmoid, do.
+
+    Source: the straight-through estimator (Bengio et al., arXiv 1308.3432).
+    """
+    step = (logits > 0).to(logits.dtype)
+    if not logits.requires_grad:
+        return step
+    soft = logits.sigmoid()
+    return step + (soft - soft.detach())

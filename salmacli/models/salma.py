@@ -16,6 +16,7 @@ from salmacli.models.cma import CrossModalAttention2D
 from salmacli.models.grounding import Decodable, Grounding, Masks, build_grounding
 from salmacli.models.mllm import build_mllm, chat_of
 from salmacli.models.tokenizer import build_tokenizer
+from salmacli.models.unrolled import Unrolling, unrolled
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,26 @@ class Outputs:
         prior: (F, S/4, S/4) logits of the visual pre-pass, with gradient; None without CMA.
         said: (2, P, C) what is said of each mask's object: the state at `[SEG]`, and the mean of its words.
         looks: (P, C) mean of the image features under the true mask, before the CMA.
-        vocabulary: (A, V) logits at the positions that have labels.
-        answers: (A,) those labels.
+        answer_loss: (B,) sum of the cross-entropies of each sample's answer tokens.
+        unrolled: whether masks went through SAM 2's memory.
     """
 
     masks: Masks
     prior: Tensor | None
     said: Tensor
     looks: Tensor
-    vocabulary: Tensor
-    answers: Tensor
+    answer_loss: Tensor
+    unrolled: bool = False
 
 
 class Salma(nn.Module):
-    """The whole model; `forward` is a training step, the other methods are what prediction shares with it."""
+    """The whole model; `forward` is a training step, the other methods are what prediction shares with it.
+
+    Attributes:
+        unroll: how training goes through SAM 2's memory; None where it does not.
+    """
+
+    unroll: Unrolling | None = None
 
     def __init__(self, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -97,20 +104,6 @@ class Salma(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.grounding.no_mem_embed.dtype
-
-    def trained_parts(self) -> dict[str, nn.Module]:
-        """Parts by name that training must move; everything else is frozen, encoders that came pretrained among it."""
-        parts = {
-            **self.mllm.parts(),
-            "text projector": self.text_hidden_fcs,
-            "SAM 2 image encoder": self.grounding.image_encoder,
-            "SAM 2 mask decoder": self.grounding.sam_mask_decoder,
-        }
-        if self.config.mllm.base is not None:
-            del parts["vision tower"]
-        if self.config.sam2.base is not None:
-            del parts["SAM 2 image encoder"]
-        return parts | ({"cross-modal attention": self.cma} if self.cma is not None else {})
 
     def language(self, seg: Tensor, words: Tensor, valid: Tensor) -> Language:
         """Project hidden states of the rows that are used: (O, D), (O, N, D), (O, N)."""
@@ -148,29 +141,55 @@ class Salma(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """One training step's computation."""
-        frames = self.mllm.encode_frames(batch.mllm_pixels)
-        hidden = self.mllm(batch.ids, frames, batch.attention, batch.positions)
+        hidden = self._read(batch)
         rows = batch.seg_rows.unsqueeze(1)
-        valid = batch.words >= 0
         language = self.language(
-            hidden[batch.seg_rows, batch.seg_columns], hidden[rows, batch.words.clamp(min=0)], valid
+            hidden[batch.seg_rows, batch.seg_columns], hidden[rows, batch.words.clamp(min=0)], batch.words >= 0
         )
-        features = self.grounding.encode(batch.sam_pixels)
-        sights = self.grounding.decodable(features)
-        prior = self.prior(sights) if self.cma is not None else None
-        pairs = sights.at(batch.frame_of)
-        masks = self.decode(pairs, language.at(batch.object_of), None if prior is None else prior[batch.frame_of])
-        # The token at a position is predicted from the one before it; only answers have labels.
-        asked = batch.labels[:, 1:] >= 0
-        vocabulary = self.mllm.vocabulary_logits(hidden[:, :-1][asked])
+        masks, prior, looks = self._look(batch, language)
         return Outputs(
             masks=masks,
             prior=prior,
             said=torch.stack([language.seg, language.mean_word()])[:, batch.object_of],
-            looks=_under(features.stride16[batch.frame_of], batch.targets),
-            vocabulary=vocabulary,
-            answers=batch.labels[:, 1:][asked],
+            looks=looks,
+            answer_loss=self._answer_loss(hidden, batch),
+            unrolled=self.unroll is not None,
         )
+
+    def _read(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, L, D) of the batch's conversations."""
+        looks = None
+        if len(batch.mllm_pixels):
+            looks = self.mllm.encode_frames(batch.mllm_pixels).flatten(0, 1)[batch.seen]
+        return self.mllm(batch.ids, looks, batch.attention, batch.positions)
+
+    def _answer_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B,); the token at a position is predicted from the one before it, and only answers have labels."""
+        rows, columns = (batch.labels[:, 1:] >= 0).nonzero(as_tuple=True)
+        losses = self.mllm.cross_entropy(hidden[rows, columns], batch.labels[rows, columns + 1])
+        return losses.new_zeros(len(hidden)).index_add(0, rows, losses)
+
+    def _look(self, batch: Batch, language: Language) -> tuple[Masks, Tensor | None, Tensor]:
+        """Masks (P), prior (F, S/4, S/4) and what the features look like under the true masks (P, C)."""
+        if not len(batch.object_of):  # nothing to segment: nothing is encoded
+            side, kind = self.config.sam2.image_size // 4, {"device": self.device, "dtype": self.dtype}
+            logits, iou, token, presence = (
+                torch.zeros(0, *shape, **kind) for shape in ((side, side), (), (self.config.sam2.width,), (1,))
+            )
+            return Masks(logits, iou, token, presence), logits if self.cma is not None else None, token
+        features = self.grounding.encode(batch.sam_pixels)
+        sights = self.grounding.decodable(features)
+        prior = self.prior(sights) if self.cma is not None else None
+
+        def spoken(rows: Tensor | slice) -> Masks:
+            frames, objects = batch.frame_of[rows], batch.object_of[rows]
+            return self.decode(sights.at(frames), language.at(objects), None if prior is None else prior[frames])
+
+        if self.unroll is None:
+            masks = spoken(slice(None))
+        else:
+            masks = unrolled(self.grounding, features, batch.frame_of, batch.object_of, spoken, self.unroll)
+        return masks, prior, _under(features.stride16[batch.frame_of], batch.targets)
 
 
 def text_projector(width: int, channels: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from salmacli.data.conversation import INTERNVL, TURN_END, TURN_START, ChatFormat
-from salmacli.data.templates import ANSWERS, QUESTIONS, SEG
+from salmacli.data.templates import ANSWERS, SEG, questions
 
 PAD = "<|endoftext|>"
 # [SEG] and the tokens that the predecessor trained beside it, in its order.
@@ -43,7 +43,9 @@ def build_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    corpus = [question.format(expression=text) for text in sorted(set(expressions)) for question in QUESTIONS]
+    corpus = [
+        question.replace("{expression}", text) for text in sorted(set(expressions)) for question in questions(text)
+    ]
     turns = [f"{TURN_START}user\n", f"{TURN_END}\n{TURN_START}assistant\n"]
     tokenizer.train_from_iterator([*corpus, *ANSWERS, *turns], trainer)
     return PreTrainedTokenizerFast(

@@ -91,7 +91,7 @@ def test_pixels_are_resized_and_normalised():
 
 
 def test_targets_keep_their_place_when_resized(tokenizer):
-    from salmacli.data.mixing import Clip
+    from salmacli.data.training.clips import Clip
 
     masks = np.zeros((1, 1, 40, 80), bool)
     masks[0, 0, :20, 40:] = True

@@ -14,7 +14,8 @@ import torch
 from salmacli.checkpoints.load import load_checkpoint
 from salmacli.config.loading import load_config
 from salmacli.config.schema import RunConfig
-from salmacli.data.mixing import BadClip, Clip, TrainingMix
+from salmacli.data.training.clips import BadClip, Clip
+from salmacli.data.training.mix import TrainingMix
 from salmacli.engine.progress import Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.sources import open_mix

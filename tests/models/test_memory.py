@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from salmacli.config.loading import load_config
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding, Masks, build_grounding
-from salmacli.models.memory import MemoryBank
+from salmacli.models.memory import Memory, MemoryBank, coloured
 from salmacli.models.propagation import AsSa2va, AsSam2
 
 KINDS = [("2", True), ("2.1", True), ("2", False)]
@@ -81,19 +81,20 @@ def ours(
     **options: Any,
 ) -> dict[int, Tensor]:
     way = AsSam2(grounding)
-    memories = {frame: way.remember(features.at(torch.tensor([frame])), masks) for frame, masks in given.items()}
+    sights = way.sights(features)
+    memories = {frame: way.remember(sights.at(slice(frame, frame + 1)), masks) for frame, masks in given.items()}
     bank = MemoryBank(grounding, memories, len(features), reverse=reverse, **options)
     found, first = {}, min(given)
     for frame in range(first - 1, -1, -1) if reverse else range(first + 1, len(features)):
         if frame in given:
             continue
-        one = features.at(torch.tensor([frame]))
-        parts = [
-            way.follow(one, Decodable.of(bank.recall(frame, one, slice(start, start + batch)), way.fine_levels(one)))
-            for start in range(0, OBJECTS, batch)
-        ]
-        bank.follow(frame, type(parts[0][1]).cat([memory for _, memory in parts]))
-        found[frame] = torch.cat([logits for logits, _ in parts])
+        one, parts = sights.at(slice(frame, frame + 1)), []
+        for start in range(0, OBJECTS, batch):
+            recalled = bank.recall(frame, slice(start, start + batch))
+            image = coloured(grounding, one.image, features.position, recalled)
+            parts.append(way.follow(one.image, Decodable.of(image, one.fine)))
+        bank.follow(frame, Memory.cat([memory for _, memory in parts]))
+        found[frame] = torch.cat([way.seen(masks) for masks, _ in parts])
     return found
 
 
@@ -162,7 +163,7 @@ def test_a_shorter_memory_is_another_result_and_nothing_grows_with_the_video(sam
         other = ours(sam2, features, given, **fewer)
         assert not torch.allclose(other[17], whole[17], atol=1e-6), fewer
     way = AsSam2(sam2)
-    bank = MemoryBank(sam2, {0: way.remember(features.at(slice(0, 1)), given[0])}, 1000)
+    bank = MemoryBank(sam2, {0: way.remember(way.sights(features.at(slice(0, 1))), given[0])}, 1000)
     for frame in range(1, 100):
         bank.follow(frame, bank.given[0])
     assert sum(memory.spatial.numel() > 0 for memory in bank.followed.values()) == 6
@@ -189,8 +190,9 @@ def test_the_released_way_keeps_logits_where_the_object_seems_absent():
     one = grounding_of("2", True)
     features = one.encode(torch.randn(3, 3, 128, 128))
     ways = AsSam2(one), AsSa2va(one, best_of_three=True)
-    rows = Decodable.of(torch.randn(OBJECTS, 96, 8, 8), ways[0].fine_levels(features.at(slice(0, 1))))
+    one_frame = ways[0].sights(features.at(slice(0, 1)))
+    rows = Decodable.of(torch.randn(OBJECTS, 96, 8, 8), one_frame.fine)
     one.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-100.0)
-    (replaced, _), (kept, memory) = (way.follow(features.at(slice(0, 1)), rows) for way in ways)
-    assert bool((replaced == -1024).all()) and bool((kept.abs() < 100).all())
+    (replaced, _), (kept, memory) = (way.follow(one_frame.image, rows) for way in ways)
+    assert bool((ways[0].seen(replaced) == -1024).all()) and bool((ways[1].seen(kept).abs() < 100).all())
     assert memory.spatial.dtype == torch.bfloat16

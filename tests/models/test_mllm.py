@@ -13,9 +13,9 @@ from transformers import Qwen2VLImageProcessor
 from salmacli.config.loading import load_config
 from salmacli.config.schema import MllmConfig, PredictConfig
 from salmacli.data.collate import Batch, Collator
-from salmacli.data.conversation import INTERNVL, QWEN_VL, TURN_END, answer_ids, branch, prefix
-from salmacli.data.mixing import Clip
+from salmacli.data.conversation import INTERNVL, QWEN_VL, TURN_END, Turn, answer_ids, branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.data.training.clips import Clip
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.errors import ConfigError
 from salmacli.models.mllm import build_mllm
@@ -120,7 +120,7 @@ def plain(mllm, ids: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """(L, D): one conversation from its beginning to its end, with nothing cached."""
     length = len(ids)
     causal = torch.ones(1, length, length, dtype=torch.bool).tril()
-    return mllm(ids[None], frames, causal, torch.arange(length)[None])[0]
+    return mllm(ids[None], frames.flatten(0, 1), causal, torch.arange(length)[None])[0]
 
 
 @torch.no_grad()
@@ -151,9 +151,7 @@ def clip(texts: tuple[str, ...], frames: int) -> Clip:
         name="test",
         shown=pictures,
         frames=pictures[:1],
-        expressions=texts,
-        questions=QUESTIONS[: len(texts)],
-        answers=ANSWERS[: len(texts)],
+        dialogues=tuple((Turn(QUESTIONS[n], ANSWERS[n], text),) for n, text in enumerate(texts)),
         targets=tuple((str(n),) for n in range(len(texts))),
         masks=np.zeros((len(texts), 1, 40, 60), bool),
         foreground=np.zeros((1, 40, 60), bool),
@@ -167,7 +165,9 @@ def collate(mllm, tokenizer, *clips: Clip) -> Batch:
 
 def states_at_seg(mllm, batch: Batch) -> torch.Tensor:
     """(O, D) as a training step computes them."""
-    hidden = mllm(batch.ids, mllm.encode_frames(batch.mllm_pixels), batch.attention, batch.positions)
+    hidden = mllm(
+        batch.ids, mllm.encode_frames(batch.mllm_pixels).flatten(0, 1)[batch.seen], batch.attention, batch.positions
+    )
     return hidden[batch.seg_rows, batch.seg_columns]
 
 
@@ -182,7 +182,7 @@ def test_states_equal_those_of_transformers_own_forward_pass(mllm, tokenizer):
 @torch.no_grad()
 def test_packed_expressions_have_the_states_of_conversations_of_their_own(mllm, tokenizer):
     both, short = clip(TEXTS, 2), clip(TEXTS[:1], 1)
-    per_text = ("expressions", "questions", "answers", "targets", "masks")
+    per_text = ("dialogues", "targets", "masks")
     each = [Clip(**{**vars(both), **{key: getattr(both, key)[n : n + 1] for key in per_text}}) for n in (0, 1)]
     together = states_at_seg(mllm, collate(mllm, tokenizer, both, short))
     alone = [states_at_seg(mllm, collate(mllm, tokenizer, one)) for one in (*each, short)]

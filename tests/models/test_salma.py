@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from salmacli.config.loading import load_config
-from salmacli.config.schema import LossConfig, PredictConfig
+from salmacli.config.schema import PredictConfig
 from salmacli.data.collate import Batch, Collator
-from salmacli.data.conversation import INTERNVL, branch, prefix
-from salmacli.data.mixing import Clip
+from salmacli.data.conversation import INTERNVL, Turn, branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.data.training.clips import Clip
 from salmacli.engine.prediction.predictor import Predictor
-from salmacli.models.losses import _rivals, total_loss
+from salmacli.models.losses import total_loss
 from salmacli.models.salma import Salma
 
 TEXTS = ("the red circle", "the blue square on the left")
@@ -36,9 +36,7 @@ def clip(texts: tuple[str, ...] = TEXTS, frames: int = 2) -> Clip:
         name="test",
         shown=tuple(pictures[n % frames] for n in range(4)),
         frames=tuple(pictures),
-        expressions=texts,
-        questions=(QUESTIONS[0],) * len(texts),
-        answers=(ANSWERS[0],) * len(texts),
+        dialogues=tuple((Turn(QUESTIONS[0], ANSWERS[0], text),) for text in texts),
         targets=tuple((str(n),) for n in range(len(texts))),
         masks=rng.random((len(texts), frames, 40, 60)) > 0.5,
         foreground=rng.random((frames, 40, 60)) > 0.5,
@@ -94,7 +92,7 @@ def test_answers_go_on_one_prefix_as_if_alone(model):
         for row, question in enumerate(questions):
             ids = torch.cat([start, question])[None]
             attention = torch.ones(1, ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-            hidden = mllm(ids, frames, attention, torch.arange(ids.shape[1])[None])
+            hidden = mllm(ids, frames.flatten(0, 1), attention, torch.arange(ids.shape[1])[None])
             assert torch.allclose(out.words[row, : len(question)], hidden[0, len(start) :], atol=1e-5)
             if out.ids[row]:
                 assert out.ids[row][0] == int(mllm.vocabulary_logits(hidden[0, -1]).argmax())
@@ -128,18 +126,3 @@ def test_best_of_three_takes_the_mask_with_the_best_predicted_iou(model):
         single = model.grounding.decode(rows, None, best_of_three=False)
     assert best.logits.shape == single.logits.shape == (2, 32, 32)
     assert not torch.allclose(best.logits, single.logits)
-
-
-@pytest.mark.parametrize("kind", ["batch", "video"])
-def test_rivals_are_other_objects_that_are_there(model, kind):
-    one, two = clip(frames=1), clip(frames=1)
-    absent = one.masks.copy()
-    absent[1] = False
-    hidden, twice = Clip(**{**vars(one), "masks": absent}), Clip(**{**vars(two), "targets": (("0",), ("0",))})
-    batch = collate(model, hidden, two, twice)
-    rivals = _rivals(batch, LossConfig(tmc_rivals=kind))
-    video = torch.tensor([0, 0, 1, 1, 2, 2])
-    assert not rivals[1].any() and not rivals[:, 1].any(), "an object that is not in the frame takes no part"
-    assert not rivals[4, 5], "two wordings of one object are no rivals"
-    assert rivals[2, 3] and rivals[3, 2]
-    assert bool((rivals & (video != video[:, None])).any()) == (kind == "batch")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,37 @@ from salmacli.errors import DataError
 MEND = "fetch the file again, in the set's official layout"
 
 
+_FAULTS: ContextVar[list[DataError] | None] = ContextVar("faults", default=None)
+
+
+@contextmanager
+def tolerant() -> Iterator[list[DataError]]:
+    """Within it, what is broken in a file is left out and listed, where it would else end the reading."""
+    faults: list[DataError] = []
+    before = _FAULTS.set(faults)
+    try:
+        yield faults
+    finally:
+        _FAULTS.reset(before)
+
+
+@contextmanager
+def part() -> Iterator[None]:
+    """Around what is made of one part of a file, which can be left out without harm to the others."""
+    try:
+        yield
+    except DataError as error:
+        faults = _FAULTS.get()
+        if faults is None:
+            raise
+        faults.append(error)
+
+
 def read_videos(path: Path) -> dict[str, Any]:
     """Reads ``{"videos": {name: {"frames", "expressions"}}}`` and checks the names of the videos."""
     videos = mapping(mapping(read_json(path), str(path)).get("videos"), f"{path}, key videos")
     if not videos:
         raise DataError(f"{path} lists no videos", MEND)
-    for name, video in videos.items():
-        safe_name(name, f"{path}, key videos")
-        mapping(video, f"{path}, video {name}")
     return videos
 
 
@@ -59,11 +84,13 @@ def frame_names(video: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def expressions(video: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """The expressions of a video by id; each is an object with a text under ``exp``."""
-    entries = mapping(video.get("expressions"), f"{where}, key expressions")
-    for key, entry in entries.items():
-        safe_name(key, f"{where}, key expressions")
-        sentence(mapping(entry, f"{where}, expression {key}").get("exp"), f"{where}, expression {key}")
-    return entries
+    found = {}
+    for key, entry in mapping(video.get("expressions"), f"{where}, key expressions").items():
+        with part():
+            safe_name(key, f"{where}, key expressions")
+            sentence(mapping(entry, f"{where}, expression {key}").get("exp"), f"{where}, expression {key}")
+            found[key] = entry
+    return found
 
 
 def sentence(value: Any, where: str) -> str:

@@ -15,18 +15,17 @@ def segmentation(value: Any, size: tuple[int, int], where: str) -> rle.RLE:
     """One object's mask; overlapping polygons are united.
 
     Args:
-        value: ``[[x1, y1, ...], ...]``, or an RLE with string or list counts, or a list with one RLE.
+        value: ``[[x1, y1, ...], ...]``, or an RLE with string or list counts, or a list of such RLEs.
         size: (height, width) of the picture.
         where: File and key, for messages.
 
     Raises:
         DataError: It is none of these, or of another size.
     """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0]
-    if isinstance(value, dict):
+    encoded = value if isinstance(value, list) else [value]
+    if encoded and all(isinstance(one, dict) for one in encoded):
         try:
-            return rle.union([value], size)
+            return rle.union(encoded, size)
         except DataError as error:
             raise DataError(f"{where}: {error}", checks.MEND) from None
     polygons = [_polygon(polygon, where) for polygon in checks.listing(value, where)]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salmacli.data.mixing import evenly
+from salmacli.data.training.moments import evenly
 
 Choice = Literal["uniform", "first", "diverse"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from salmacli.data.collate import MEAN, STD, to_pixels
-from salmacli.data.templates import QUESTION_ASKED, QUESTIONS
+from salmacli.data.templates import ASKED, QUESTIONS, questions
 from salmacli.data.tiles import bicubic, tiles
 from salmacli.models.salma import Salma
 
@@ -57,8 +57,10 @@ def to_sam2(model: Salma, mode: Mode, frames: Sequence[np.ndarray]) -> Tensor:
 
 
 def question(mode: Mode, expression: str) -> str:
-    """The template that the LLM is asked with; the first one of training unless the released Sa2VA asks otherwise."""
-    return QUESTION_ASKED if mode == "sa2va" and "?" in expression else QUESTIONS[0]
+    """The template that the LLM is asked with: the first one of training, or what the released Sa2VA asks."""
+    if mode == "sa2va":
+        return ASKED[0] if "?" in expression else QUESTIONS[0]
+    return questions(expression)[0]
 
 
 def _normalised(frames: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from salmacli.engine.prediction.batches import BatchSize
 from salmacli.engine.prediction.features import VideoFeatures
 from salmacli.engine.prediction.windows import Window
 from salmacli.models.grounding import Decodable, FrameFeatures, Masks
-from salmacli.models.memory import Memory, MemoryBank
+from salmacli.models.memory import Memory, MemoryBank, coloured
 from salmacli.models.propagation import AsSa2va, AsSam2, Propagation
 from salmacli.models.salma import Language, Salma
 
@@ -111,22 +111,25 @@ class Tracker:
         return self.model.decode(sights.at(frame), self.language.at(one), prior)
 
     def _remember(self, propagation: Propagation, frame: FrameFeatures, masks: Masks) -> Memory:
-        work = self.memories.over(self.objects, lambda part: propagation.remember(frame, masks.at(part)))
+        sight = propagation.sights(frame)
+        work = self.memories.over(self.objects, lambda part: propagation.remember(sight, masks.at(part)))
         return Memory.cat(list(work))
 
     def _follow(self, propagation: Propagation, bank: MemoryBank, number: int, frame: FrameFeatures) -> Tensor:
         """(O, S/4, S/4) logits of a frame that is decoded from memory."""
-        fine = propagation.fine_levels(frame)
+        grounding, sight = self.model.grounding, propagation.sights(frame)
         priors: Tensor | None = None
         if self.model.cma is not None and self.settings.cma.frames == "all":
             priors = self._priors([number], self.model.grounding.decodable(frame), bank.sign)
 
         def some(part: slice) -> tuple[Tensor, Memory]:
-            rows = Decodable.of(bank.recall(number, frame, part), fine)
+            image = coloured(grounding, sight.image, frame.position, bank.recall(number, part))
+            rows = Decodable.of(image, sight.fine)
             if priors is not None:
                 prior = priors[0].expand(self.objects, -1, -1)[part]
                 rows = self.model.attend(rows, self.language.at(part), prior)
-            return propagation.follow(frame, rows)
+            masks, memory = propagation.follow(sight.image, rows)
+            return propagation.seen(masks), memory
 
         parts = list(self.memories.over(self.objects, some))
         bank.follow(number, Memory.cat([memory for _, memory in parts]))

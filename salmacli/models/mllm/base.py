@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from salmacli.config.schema import MllmConfig
@@ -23,6 +25,7 @@ from salmacli.data.templates import SEG
 from salmacli.errors import ConfigError
 
 RGB = tuple[float, float, float]
+_LOGITS_AT_ONCE = 1 << 26  # 256 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Mllm(nn.Module, ABC):
         model: transformers' own model; its parameters have transformers' own names.
         chat: how it is shown pictures.
         mean, std: what its frames are normalised with, of values in [0, 1].
+        tiles: whether it is shown a large picture as tiles.
         seg_id, end_id: tokens `[SEG]` and the end of a turn.
     """
 
@@ -74,6 +78,7 @@ class Mllm(nn.Module, ABC):
     chat: ClassVar[ChatFormat]
     mean: ClassVar[RGB]
     std: ClassVar[RGB]
+    tiles: ClassVar[bool] = False
 
     def __init__(self, config: MllmConfig, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -130,19 +135,19 @@ class Mllm(nn.Module, ABC):
     def parts(self) -> dict[str, nn.Module]:
         """The modules by what they do: vision tower, vision-language projector, language model, language head."""
 
-    def forward(self, ids: Tensor, frames: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, looks: Tensor | None, attention: Tensor, positions: Tensor) -> Tensor:
         """Last hidden states of packed conversations.
 
         Args:
-            ids: (B, L) tokens, with one placeholder per row of `frames`.
-            frames: (F, tokens, W) of all conversations, in order.
+            ids: (B, L) tokens, G placeholders among them.
+            looks: (G, W) what stands in for each placeholder, in order, rows of what `encode_frames` gives; None without.
             attention: (B, L, L) True where a query (second axis) may see a key (third).
             positions: (B, L) how many tokens stand before each one in its own conversation.
 
         Returns:
             (B, L, D).
         """
-        seen = self._read(ids, frames)
+        seen = self._read(ids, looks)
         dtype = seen["inputs_embeds"].dtype
         mask = torch.zeros(attention.shape, dtype=dtype, device=attention.device)
         mask = mask.masked_fill(~attention, torch.finfo(dtype).min).unsqueeze(1)
@@ -151,6 +156,19 @@ class Mllm(nn.Module, ABC):
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """(…, D) → (…, V)."""
         return cast(Tensor, self.model.lm_head(hidden))
+
+    def cross_entropy(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        """Cross-entropies (A,) of answer tokens (A,), each predicted from its state (A, D).
+
+        The vocabulary is wide (151,655 words), so logits of a few positions at a time are made, and once more for the
+        gradient, rather than kept.
+        """
+        width = self.model.lm_head.out_features
+        parts = zip(*(part.split(max(1, _LOGITS_AT_ONCE // width)) for part in (hidden, answers)), strict=True)
+        return torch.cat([checkpoint(self._cross_entropy, *part, use_reentrant=False) for part in parts])
+
+    def _cross_entropy(self, hidden: Tensor, answers: Tensor) -> Tensor:
+        return F.cross_entropy(self.vocabulary_logits(hidden).float(), answers, reduction="none")
 
     @torch.no_grad()
     def read(self, prefix: Tensor, frames: Tensor) -> Prefix:
@@ -162,7 +180,7 @@ class Mllm(nn.Module, ABC):
         """
         cache = DynamicCache(config=self.model.config.text_config)
         places = self._places(prefix[None], torch.arange(len(prefix), device=prefix.device)[None])
-        seen = self._read(prefix[None], frames)
+        seen = self._read(prefix[None], frames.flatten(0, 1))
         self._language(prefix.new_ones(1, len(prefix)), places, past_key_values=cache, use_cache=True, **seen)
         return Prefix(cache, len(prefix), int(places.max()) + 1)  # a frame may take fewer positions than tokens
 
@@ -220,14 +238,14 @@ class Mllm(nn.Module, ABC):
         out = self.model.model.language_model(attention_mask=mask, position_ids=places, **seen)
         return cast(Tensor, out.last_hidden_state)
 
-    def _read(self, ids: Tensor, frames: Tensor | None = None) -> dict[str, Any]:
-        """What the language model reads: token embeddings (B, L, D) with the frames' embeddings in their places."""
+    def _read(self, ids: Tensor, looks: Tensor | None = None) -> dict[str, Any]:
+        """What the language model reads: token embeddings (B, L, D) with (G, W) looks in the places of placeholders."""
         embedded = self.model.get_input_embeddings()(ids)
-        if frames is not None:
+        if looks is not None:
             places = ids == self.image_id
-            if int(places.sum()) != frames.shape[0] * frames.shape[1]:
-                raise ValueError(f"{int(places.sum())} placeholders for frames of shape {tuple(frames.shape)}")
-            embedded = embedded.masked_scatter(places.unsqueeze(-1), frames.to(embedded.dtype))
+            if int(places.sum()) != len(looks):
+                raise ValueError(f"{int(places.sum())} placeholders for {len(looks)} looks")
+            embedded = embedded.masked_scatter(places.unsqueeze(-1), looks.to(embedded.dtype))
         return {"inputs_embeds": embedded}
 
     def _places(self, ids: Tensor, positions: Tensor) -> Tensor:

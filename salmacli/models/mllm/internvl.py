@@ -16,7 +16,7 @@ class InternVl(Mllm):
     """A frame is one square of patches; a fourth of them (downsample ratio 0.5) become language positions."""
 
     config_class, model_class = InternVLConfig, InternVLForConditionalGeneration
-    chat, mean, std = INTERNVL, MEAN, STD
+    chat, mean, std, tiles = INTERNVL, MEAN, STD, True
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -119,12 +119,12 @@ class Qwen3Vl(QwenVl):
         projectors = nn.ModuleList([tower.merger, *tower.deepstack_merger_list])
         return {**super().parts(), "vision-language projector": projectors}
 
-    def _read(self, ids: Tensor, frames: Tensor | None = None) -> dict[str, Any]:
-        if frames is None:
+    def _read(self, ids: Tensor, looks: Tensor | None = None) -> dict[str, Any]:
+        if looks is None:
             return super()._read(ids)
-        embeddings, *deep = frames.split(self.width, dim=-1)
+        embeddings, *deep = looks.split(self.width, dim=-1)
         return {
             **super()._read(ids, embeddings),
             "visual_pos_masks": ids == self.image_id,
-            "deepstack_visual_embeds": [level.flatten(0, 1) for level in deep],
+            "deepstack_visual_embeds": deep,
         }

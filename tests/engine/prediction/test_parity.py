@@ -14,8 +14,9 @@ from salmacli.checkpoints.load import load_checkpoint
 from salmacli.cli import main
 from salmacli.config.schema import PredictConfig
 from salmacli.data.collate import Collator
+from salmacli.data.conversation import Turn
 from salmacli.data.frames import arrays, frames_of
-from salmacli.data.mixing import Clip
+from salmacli.data.training.clips import Clip
 from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.sights import to_language, to_sam2
 from salmacli.engine.prediction.tracks import Track, resized
@@ -89,8 +90,8 @@ def test_training_computes_the_same_on_the_conditioning_frames(released, parity,
     collator = Collator(model.tokenizer, model.mllm.frame_size, model.mllm.tokens_per_frame, 256, model.mllm.chat)
     texts = tuple(case["expressions"])
     masks = np.zeros((2, 5, *shown[0].shape[:2]), bool)
-    questions, answers = ("Please segment {expression}.",) * 2, (ANSWER,) * 2
-    clip = Clip("cat", tuple(shown), tuple(shown), texts, questions, answers, (("1",), ("2",)), masks, masks[0])
+    dialogues = tuple((Turn("Please segment {expression}.", ANSWER, text),) for text in texts)
+    clip = Clip("cat", tuple(shown), tuple(shown), dialogues, (("1",), ("2",)), masks, masks[0])
     batch = replace(
         collator.batch([clip]),
         mllm_pixels=to_language(model, "sa2va", shown, False).pixels,
