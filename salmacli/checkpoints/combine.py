@@ -28,6 +28,7 @@ from salmacli.models.salma import Salma, text_projector
 # Who knows nothing of segmentation by language; a model made of these alone gets a fresh text projector.
 _PIECES = (Layout.INTERNVL, Layout.INTERNVL_NATIVE, Layout.QWEN_VL, Layout.SAM2)
 _PROJECTOR, _ATTENTION = NEW
+_ROWS = ("cma.gamma",)
 
 
 def combine(
@@ -92,7 +93,7 @@ def fitted(tensors: Mapping[str, LazyTensor], model: nn.Module, place: str) -> d
         CheckpointError: some are missing, left over or of another shape, or differ although the model ties them.
     """
     wanted, aliases = untied(model)
-    given = dict(tensors)
+    given = {name: _as_row(lazy) if name in _ROWS else lazy for name, lazy in tensors.items()}
     for alias, name in aliases.items():
         if alias in given and name in given and not torch.equal(given.pop(alias).read(), given[name].read()):
             raise CheckpointError(
@@ -120,6 +121,11 @@ def fitted(tensors: Mapping[str, LazyTensor], model: nn.Module, place: str) -> d
             f"the model of {place} {', and '.join(faults)}", "a file is incomplete or of another model"
         )
     return {name: given[name] for name in wanted}
+
+
+def _as_row(number: LazyTensor) -> LazyTensor:
+    """A single number as the row of one that FSDP2 asks for; earlier checkpoints hold it bare."""
+    return number.then(lambda value: value.reshape(1), shape=(1,)) if number.shape == () else number
 
 
 def sections_of(parts: Sequence[Parts]) -> dict[str, Any]:

@@ -276,6 +276,7 @@ def _verify(out: Path, to: Form, contents: Contents, found: str, written: Path) 
 def _released(model: Mapping[str, Any]) -> dict[str, Any]:
     """What the released layout keeps of a model's config, beside the MLLM's own."""
     kept = {key: model[key] for key in ("mask_token", "clip_frames", "inference_mode")}
+    kept["tiles"] = model.get("tiles", 1)  # checkpoints from before there were tiles
     return {**kept, "sam2": {**model["sam2"], "base": None}, "rotary": model["mllm"].get("rotary", "exact")}
 
 

@@ -141,6 +141,12 @@ class ModelConfig(Settings):
         description="which mask the decoder gives: its single-mask token, or the best of three by predicted IoU",
     )
     clip_frames: int = Field(5, ge=1, description="K, frames the MLLM reads of each video")
+    tiles: int = Field(
+        1,
+        ge=1,
+        description="at most so many tiles of a picture, and then the whole of it, are shown to an MLLM of a family that"
+        " reads tiles (InternVL); 1: the whole of it alone",
+    )
     inference_mode: Literal["frames", "consistent", "sa2va"] = Field(
         "consistent", description="how a video is predicted unless --mode says otherwise"
     )
@@ -205,9 +211,6 @@ class DataConfig(Settings):
     )
     choice: Literal["random", "consecutive"] = Field(
         "random", description="which frames those are: any, in their order, or some that follow each other"
-    )
-    tiles: int = Field(
-        12, ge=1, description="at most so many tiles of a picture are shown to the LLM; 1: the whole of it alone"
     )
     max_tokens: int = Field(
         8192, ge=64, description="a conversation that is longer is cut, never in front of a [SEG] that is trained on"

@@ -22,9 +22,13 @@ def in_order(
     Args:
         work: With one thread it is called in order, too.
         items: Drawn by the thread that takes the results, as far ahead as these are.
-        threads: How many calls run at once.
+        threads: How many calls run at once. With 0 the consumer makes them itself, one by one and nothing ahead: for
+            work so short that a thread would take longer to start.
         ahead: How many items are worked on or done beyond the one that is yielded; never more are held.
     """
+    if not threads:
+        yield from map(work, items)
+        return
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

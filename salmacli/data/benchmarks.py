@@ -90,6 +90,10 @@ class Benchmark:
         """
         raise NotImplementedError
 
+    def truth_path(self, video: Video) -> str:
+        """The file or folder of a video's masks, for messages."""
+        return str(self.masks_path)
+
     def truth(self, video: Video, expression: Expression) -> list[rle.RLE] | None:
         """The target, one RLE per frame of the video, empty where it is absent.
 
@@ -100,7 +104,7 @@ class Benchmark:
             DataError: A mask is missing, broken or of another size than its frame.
         """
         tracks = self.objects(video, expression)
-        return None if tracks is None else self.unite(video, tracks, str(self.masks_path))
+        return None if tracks is None else self.unite(video, tracks, self.truth_path(video))
 
     def truth_bits(self, video: Video, expression: Expression) -> list[Bits] | None:
         """The same as ``truth``, ready to be counted, without a picture being made.
@@ -112,7 +116,7 @@ class Benchmark:
             DataError: As ``truth``.
         """
         tracks = self.objects(video, expression)
-        return None if tracks is None else self._united(video, tracks, str(self.masks_path), _union_of_bits)
+        return None if tracks is None else self._united(video, tracks, self.truth_path(video), _union_of_bits)
 
     def annotated(self, video: Video) -> list[Track] | None:
         """Everything that is annotated in a video, one track per object; None where the set does not say.

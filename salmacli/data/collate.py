@@ -24,7 +24,7 @@ from salmacli.data.conversation import (
     pack,
     prefix,
 )
-from salmacli.data.tiles import tiles
+from salmacli.data.tiles import shown_of
 from salmacli.data.training.clips import BadClip, Clip
 from salmacli.errors import DataError
 
@@ -231,7 +231,7 @@ class Collator:
         if not branches:
             raise DataError(
                 f"its conversation is longer than data.max_tokens = {self.max_tokens} before anything is answered",
-                "raise it, or show less: data.tiles, model.clip_frames",
+                "raise it, or show less: model.tiles, model.clip_frames",
             )
         talk = pack(start, branches)
         parts = tuple(part for picture in pictures for part in picture)
@@ -248,9 +248,8 @@ class Collator:
         return pack(begin, [])
 
     def _parts(self, picture: np.ndarray, still: bool) -> list[np.ndarray]:
-        """The tiles of a picture, or a frame as it is; never so many that they alone fill the conversation."""
-        most = min(self.tiles, self.max_tokens // (2 * self.tokens_per_frame) - 1)
-        return tiles(picture, self.mllm_size[0], most) if still and most > 1 else [picture]
+        """The tiles of a picture, or a frame of a video as it is."""
+        return shown_of(picture, self.mllm_size[0], self.tiles) if still else [picture]
 
     def _cells(self, region: np.ndarray) -> np.ndarray:
         """Which of a picture's language positions a region (H, W) covers, row by row; at least one.

@@ -43,12 +43,14 @@ class FrameSource:
         names: Frame names without suffix.
         still: Whether it is a single picture, not a video.
         fps: Frames per second where the file says so.
+        files: The pictures that it consists of; none of a video file.
     """
 
     path: Path
     names: tuple[str, ...]
     still: bool = False
     fps: float | None = None
+    files: tuple[Path, ...] = ()
 
     def __init__(self, path: Path, names: Sequence[str], still: bool = False) -> None:
         self.path, self.names, self.still = path, tuple(names), still
@@ -129,13 +131,13 @@ class FrameSource:
 class _Pictures(FrameSource):
     def __init__(self, files: Sequence[Path], where: Path, still: bool, upright: bool) -> None:
         super().__init__(where, [file.stem for file in files], still)
-        self._files, self._upright = tuple(files), upright
+        self.files, self._upright = tuple(files), upright
 
     def _load(self, number: int) -> Frame:
-        return read_frame(self._files[number], self._upright)
+        return read_frame(self.files[number], self._upright)
 
     def _first_size(self) -> tuple[int, int]:
-        return frame_size(self._files[0], self._upright)
+        return frame_size(self.files[0], self._upright)
 
 
 class _Arrays(FrameSource):

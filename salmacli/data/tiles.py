@@ -38,6 +38,11 @@ def tiles(frame: np.ndarray, side: int, most: int = MOST_TILES) -> list[np.ndarr
     return cut if len(cut) == 1 else [*cut, bicubic(frame, side, side)]
 
 
+def shown_of(picture: np.ndarray, side: int, most: int) -> list[np.ndarray]:
+    """What SALMA shows of a picture: its tiles and the whole of it, or with `most` 1 the picture as it is."""
+    return tiles(picture, side, most) if most > 1 else [picture]
+
+
 def _grid(height: int, width: int, side: int, most: int) -> tuple[int, int]:
     """(rows, columns) for a picture of that size."""
     grids = [(rows, count // rows) for count in range(1, most + 1) for rows in range(1, count + 1) if not count % rows]

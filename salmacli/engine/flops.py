@@ -26,7 +26,7 @@ from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.engine.prediction.settings import resolved
 from salmacli.engine.prediction.windows import windows
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding
-from salmacli.models.salma import Salma
+from salmacli.models.salma import Language, Salma
 
 EXPRESSION = "the red circle on the left"
 
@@ -213,7 +213,7 @@ def _llm(model: Salma, start: int, branched: int) -> tuple[int, int]:
 
 def _grounding(model: Salma, runs: _Runs, expression: str) -> list[Cost]:
     grounding, side, channels = model.grounding, model.config.sam2.image_size, model.config.sam2.width
-    best_of_three = model.config.mask_token == "best-of-three"
+    best_of_three, each = model.config.mask_token == "best-of-three", "frame of expression"
     images = torch.empty(1, 3, side, side)
     features, seg = _features(side, channels), torch.empty(1, channels)
     image = torch.empty(1, channels, side // 16, side // 16)
@@ -226,17 +226,20 @@ def _grounding(model: Salma, runs: _Runs, expression: str) -> list[Cost]:
         image,
         (torch.empty(1, channels // 8, side // 4, side // 4), torch.empty(1, channels // 4, side // 8, side // 8)),
     )
+    decoder = count(lambda: grounding.decode(sights, seg, best_of_three))
     if (cma := model.cma) is not None:
         tokens = int(branch(model.tokenizer, model.mllm.chat, expression, QUESTIONS[0], None).words.sum())
-        words = torch.empty(1, tokens, channels)
-        valid = torch.ones(1, tokens, dtype=torch.bool)
-        prior = torch.empty(1, side // 16, side // 16)
+        language = Language(seg, torch.empty(1, tokens, channels), torch.ones(1, tokens, dtype=torch.bool))
+        prior = torch.empty(1, side // 4, side // 4)
+        attended = model.attend(sights, language, prior)
         costs += [
             Cost("visual pre-pass", "frame", count(lambda: model.prior(sights)), runs.attended),
-            Cost("CMA", "frame of expression", count(lambda: cma(image, words, valid, seg, prior)), runs.attended),
+            Cost("CMA", each, count(lambda: model.attend(sights, language, prior)), runs.attended),
         ]
-    decoder = count(lambda: grounding.decode(sights, seg, best_of_three))
-    return [*costs, Cost("mask decoder", "frame of expression", decoder, decoded)]
+        if cma.fusion is not None:
+            fused = count(lambda: grounding.decode(attended, seg, best_of_three)) - decoder
+            costs.append(Cost("CMA in the mask decoder", each, fused, runs.attended))
+    return [*costs, Cost("mask decoder", each, decoder, decoded)]
 
 
 def _memory(grounding: Grounding, runs: _Runs) -> list[Cost]:

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from salmacli.config.schema import RunConfig, TrainConfig
+from salmacli.engine.progress import PartRow
 from salmacli.models.salma import Salma
 from salmacli.models.trained import EMBEDDING, NEW, parts_of, trained_parts
 
 _LAYER = re.compile(r"\.language_model\.layers\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class PartRow:
-    """What a run does with one part of the model.
-
-    Attributes:
-        part: its name.
-        parameters: numbers in it.
-        trained: how many of them train.
-        learning_rates: the lowest and the highest peak among them; None where nothing trains.
-    """
-
-    part: str
-    parameters: int
-    trained: int
-    learning_rates: tuple[float, float] | None
 
 
 def adamw(model: Salma, config: RunConfig) -> torch.optim.AdamW:

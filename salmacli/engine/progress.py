@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """What a training does with one part of the model.
+
+    Attributes:
+        part: its name.
+        parameters: numbers in it.
+        trained: how many of them train.
+        learning_rates: the lowest and the highest peak among them; None where nothing trains.
+    """
+
+    part: str
+    parameters: int
+    trained: int
+    learning_rates: tuple[float, float] | None
 
 
 class Progress(Protocol):
@@ -16,6 +35,9 @@ class Progress(Protocol):
 
     def say(self, message: str) -> None:
         """One line for the person who waits."""
+
+    def parts(self, rows: Sequence[PartRow]) -> None:
+        """What will train, before it does."""
 
     def finish(self) -> None:
         """The task is over, complete or not."""
@@ -32,6 +54,9 @@ class Silent:
 
     def say(self, message: str) -> None:
         """Ignore the message."""
+
+    def parts(self, rows: Sequence[PartRow]) -> None:
+        """Ignore the parts."""
 
     def finish(self) -> None:
         """Ignore the end."""

@@ -55,7 +55,7 @@ def open_mix(data: DataConfig, model: ModelConfig, seed: int, progress: Progress
     sources = [Source(_member(one, data.root, progress), one.repeats) for one in data.train]
     sampling = Sampling(model.clip_frames, data.decoded_frames, data.expressions, data.choice)
     tokens = model.mllm.native.get("image_seq_length", USUAL_PICTURE_TOKENS)
-    return TrainingMix(sources, seed, sampling, Grouping(tokens, data.tiles) if data.group_lengths else None)
+    return TrainingMix(sources, seed, sampling, Grouping(tokens, model.tiles) if data.group_lengths else None)
 
 
 def _member(one: DatasetConfig, data_root: Path | None, progress: Progress) -> Benchmark | TalkSet:
@@ -85,9 +85,7 @@ def _described(benchmark: Benchmark) -> dict[str, Any]:
     digest = hashlib.sha256()
     for video in benchmark.videos:
         asked = [(expression.id, expression.text, expression.targets) for expression in video.expressions]
-        # Names of frames that are not known yet would have to be read from a file per video.
-        frames = video.frames if isinstance(video.frames, tuple) else ()
-        digest.update(repr((video.name, frames, asked)).encode())
+        digest.update(repr((video.name, video.frames, asked)).encode())
     expressions = sum(len(video.expressions) for video in benchmark.videos)
     return {"videos": len(benchmark.videos), "expressions": expressions, "sha256": digest.hexdigest()}
 

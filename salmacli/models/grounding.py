@@ -6,7 +6,8 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -59,16 +60,20 @@ class Decodable:
     Attributes:
         image: (F, C, S/16, S/16) features to decode.
         fine: (F, C/8, S/4, S/4) and (F, C/4, S/8, S/8), the finer levels after the decoder's own `conv_s0/s1`.
+        fuse: what becomes of the decoder's mask features (F, C/8, S/4, S/4) before it makes masks of them; made for
+            just these rows.
     """
 
     image: Tensor
     fine: tuple[Tensor, Tensor]
+    fuse: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
 
     def at(self, frames: Tensor | slice) -> Decodable:
         """Chosen frames, in that order and as often as named: (P,) indices or a slice."""
+        assert self.fuse is None, "rows are chosen before they attend"
         return Decodable(self.image[frames], (self.fine[0][frames], self.fine[1][frames]))
 
     @classmethod
@@ -185,15 +190,17 @@ class Grounding(SAM2Base):
             dense = prompts.no_mask_embed.weight[..., None, None].expand(count, -1, *rows.image.shape[-2:])
         else:
             dense = prompts.mask_downscaling(mask.to(dtype))
-        logits, iou, tokens, presence = (decoder or self.sam_mask_decoder)(
-            image_embeddings=rows.image,
-            image_pe=self._place().to(dtype),
-            sparse_prompt_embeddings=sparse.to(dtype),
-            dense_prompt_embeddings=dense.to(dtype),
-            multimask_output=best_of_three,
-            repeat_image=False,
-            high_res_features=list(rows.fine),
-        )
+        decoder = decoder or self.sam_mask_decoder
+        with _fusing(decoder, rows.fuse):
+            logits, iou, tokens, presence = decoder(
+                image_embeddings=rows.image,
+                image_pe=self._place().to(dtype),
+                sparse_prompt_embeddings=sparse.to(dtype),
+                dense_prompt_embeddings=dense.to(dtype),
+                multimask_output=best_of_three,
+                repeat_image=False,
+                high_res_features=list(rows.fine),
+            )
         best = iou.argmax(dim=1) if best_of_three else torch.zeros(count, dtype=torch.long, device=device)
         row = torch.arange(count, device=device)
         return Masks(logits[row, best], iou[row, best], tokens[row, best], presence)
@@ -203,6 +210,19 @@ class Grounding(SAM2Base):
         prompts: Any = self.sam_prompt_encoder
         prompts.pe_layer.float()
         return cast(Tensor, prompts.get_dense_pe())
+
+
+@contextmanager
+def _fusing(decoder: MaskDecoder, fuse: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Let mask features go through `fuse` where the decoder has made them, which is inside its one big function."""
+    if fuse is None:
+        yield
+        return
+    handle = decoder.output_upscaling[-1].register_forward_hook(lambda module, inputs, features: fuse(features))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 _PACKAGE_FEEDFORWARD = 2048

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,11 @@ class Salma(nn.Module):
         """Type of the weights."""
         return self.grounding.no_mem_embed.dtype
 
+    @property
+    def tiles(self) -> int:
+        """At most so many tiles of a picture are shown to the LLM."""
+        return self.config.tiles if self.mllm.tiles else 1
+
     def language(self, seg: Tensor, words: Tensor, valid: Tensor) -> Language:
         """Project hidden states of the rows that are used: (O, D), (O, N, D), (O, N)."""
         return Language(self.text_hidden_fcs(seg), self.text_hidden_fcs(words), valid)
@@ -119,20 +125,11 @@ class Salma(nn.Module):
         Args:
             rows: P frames, one per mask.
             language: of P objects.
-            prior: (P, S/4, S/4) logits of where objects are; needed when there is a CMA.
+            prior: (P, S/4, S/4) logits of where objects are; without them nothing attends.
         """
         if self.cma is None or prior is None:
             return rows
-        # The prior guides and is not taught by what it guides: a gradient would let language into it.
-        small = F.interpolate(
-            prior.detach().float().unsqueeze(1),
-            rows.image.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )[:, 0]
-        seg = language.seg
-        return replace(rows, image=self.cma(rows.image, language.words, language.valid, seg, small.to(seg.dtype)))
+        return cast(Decodable, self.cma(rows, language.words, language.valid, language.seg, prior))
 
     def decode(self, rows: Decodable, language: Language, prior: Tensor | None) -> Masks:
         """Masks of P pairs of frame and object; arguments as of `attend`. Training and prediction come through here."""

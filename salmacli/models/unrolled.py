@@ -41,7 +41,7 @@ def unrolled(
     decode: Callable[[Tensor], Masks],
     how: Unrolling,
 ) -> Masks:
-    """Masks of P pairs of frame and object, those of one object in a row, in the order of time.
+    """Masks of P ≥ 1 pairs of frame and object, those of one object in a row, in the order of time.
 
     Clips with the same number of frames go through the memory together, all objects at once. A clip with fewer frames
     than are prompted is all language.
@@ -56,8 +56,6 @@ def unrolled(
     Returns:
         P masks. Their logits are the decoder's own also where it takes the object for absent, so that they learn there.
     """
-    if not len(object_of):
-        return decode(object_of)
     clips = Clips(grounding, features, frame_of, decode, how)
     order, masks = zip(*(clips.masks(rows) for rows in _by_length(object_of)), strict=True)
     place = torch.empty_like(object_of)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from salmacli.engine.progress import PartRow
 from salmacli.report.console import say
+from salmacli.report.parts import parts_table
 
 LINE_EVERY = 10.0  # seconds between plain lines, unless 5 % come first
 LINE_SHARE = 0.05
@@ -69,6 +71,10 @@ class TerminalProgress:
             self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:
             say(message)
+
+    def parts(self, rows: Sequence[PartRow]) -> None:
+        """What will train, as a table."""
+        (self._bar.console if self._bar is not None else Console(file=sys.stderr)).print(parts_table(rows))
 
     def finish(self) -> None:
         """The task is over: the bar stays as it stands, plain output closes with a last line."""

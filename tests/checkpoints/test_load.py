@@ -80,6 +80,13 @@ def test_a_folder_of_an_earlier_version(run_checkpoint: Path, tiny_model) -> Non
     assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
 
 
+def test_a_gamma_without_a_row(run_checkpoint: Path) -> None:
+    """Earlier versions stored the bare number."""
+    _rewrite(run_checkpoint, lambda tensors: tensors.update({"cma.gamma": torch.tensor(0.25)}))
+    model, _ = load_checkpoint(run_checkpoint)
+    assert model.cma is not None and model.cma.gamma.tolist() == [0.25]
+
+
 def test_the_type_is_the_one_asked_for(run_checkpoint: Path, tiny_model) -> None:
     model, _ = load_checkpoint(run_checkpoint, dtype=torch.bfloat16)
     ours, theirs = tiny_model.state_dict(), model.state_dict()

@@ -101,3 +101,26 @@ def test_pretrained_presets_name_their_bases_and_train_as_designed(size):
     assert (train.learning_rate, train.betas, train.weight_decay) == (4e-5, (0.9, 0.999), 0.05)
     assert (train.clip_norm, train.warmup_fraction) == (1.0, 0.05)
     assert (losses.bce, losses.dice, losses.lm, losses.tmc, losses.points) == (2.0, 0.5, 1.0, 0.1, 12_544)
+    assert (losses.boundary, losses.iou, losses.ramp) == (0.05, 1.0, 0.20)
+    assert (train.recipe, train.vocabulary, train.lora.rank, train.lora.alpha, train.lora.dropout) == (
+        "lora",
+        "all",
+        128,
+        256,
+        0.05,
+    )
+    assert config.model.tiles == 12
+    assert (config.data.decoded_frames, config.data.expressions, config.data.max_tokens) == (5, 5, 8192)
+
+
+@pytest.mark.parametrize("size", ["1b", "4b", "8b"])
+def test_pretrained_presets_train_on_the_whole_mix_with_the_published_repeats(size):
+    """Source: bytedance/Sa2VA, projects/sa2va/configs/sa2va_in30_2b.py."""
+    mix = load_config(f"salma-{size}").data.train
+    assert {one.split for one in mix} == {"train"}
+    assert {one.set: one.repeats for one in mix} == {
+        **{"revos": 10, "mevis": 4, "refytvos": 4, "refsav": 4},
+        **{"refcoco": 5, "refcoco+": 5, "refcocog": 4},
+        **{"gcg-grandf": 50, "gcg-refcocog": 5, "gcg-flickr30k": 5, "gcg-openpsg": 5},
+        **{"llava": 1, "chatunivi": 1, "osprey": 1},
+    }

@@ -83,6 +83,26 @@ def test_any_order_gives_the_same_frames(films, name):
     assert all(np.array_equal(source[n], whole[n]) for n in (49, 0, 31))
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_packets_tell_the_same_frames_as_decoding(films, name, monkeypatch):
+    whole = video_file.VideoFile(films / name)
+    monkeypatch.setattr(video_file, "_counted", None)  # nothing needs to be decoded to count them
+    listed = video_file.VideoFile(films / name, whole=False)
+    assert (listed.names, listed.size, listed.fps) == (whole.names, whole.size, whole.fps)
+    for numbers in ([1, 17, 49, 30], [7, 7, 6, 7, 48]):
+        for a, b in zip(listed.read(numbers), whole.read(numbers), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_where_packets_do_not_tell_frames_apart_they_are_decoded(tmp_path, monkeypatch):
+    path = film(tmp_path / "raw.h264", form="h264")
+    counted = []
+    count = video_file._counted
+    monkeypatch.setattr(video_file, "_counted", lambda path: counted.append(path) or count(path))
+    source = video_file.VideoFile(path, whole=False)
+    assert (len(source), counted) == (50, [path])
+
+
 def test_ascending_frames_are_decoded_once_and_far_ones_sought(tmp_path, openings):
     source = frames_of(film(tmp_path / "a.mp4", frames=120, g="20", sc_threshold="0"))
     assert len(list(source)) == len(list(source.read(range(0, 120, 7)))) + 102
@@ -173,8 +193,10 @@ def test_a_video_that_is_not_whole_is_refused_at_once(tmp_path):
 
     with pytest.raises(DataError, match=r"plain\.mp4 cannot be read"):
         frames_of(cut(film(tmp_path / "plain.mp4"), 0.7))
-    with pytest.raises(DataError, match=r"fast\.mp4 breaks off or is damaged after \d\d frames; download"):
-        frames_of(cut(film(tmp_path / "fast.mp4", pack={"movflags": "faststart"}), 0.7))
+    fast = cut(film(tmp_path / "fast.mp4", pack={"movflags": "faststart"}), 0.7)
+    for opened in (frames_of, lambda path: video_file.VideoFile(path, whole=False)):
+        with pytest.raises(DataError, match=r"fast\.mp4 breaks off or is damaged after \d\d frames; download"):
+            opened(fast)
     with pytest.raises(DataError, match=r"a\.webm breaks off after \d\d frames, 5 s long"):
         frames_of(cut(film(tmp_path / "a.webm", "libvpx"), 0.5))
 

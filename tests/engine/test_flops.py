@@ -12,6 +12,7 @@ from salmacli.config.schema import AttentionInPrediction, MllmConfig, PredictCon
 from salmacli.data.conversation import QWEN_VL, branch, prefix
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.engine.flops import EXPRESSION, Cost, count, measure
+from salmacli.models.cma import CrossModalAttention2D
 from salmacli.models.salma import Salma
 from salmacli.models.tokenizer import build_tokenizer
 
@@ -143,6 +144,32 @@ def test_cma_by_hand(costs: dict[str, Cost], tiny_model) -> None:
     projections = 2 * HW * C * C + 2 * k * C * C  # query and out; key and value
     by_hand = 2 * (projections + 2 * HW * k * C + tokens * C)  # attention twice, router
     assert costs["CMA"].flops == by_hand
+
+
+def test_options_of_the_cma_cost_what_they_do(costs: dict[str, Cost], tiny_model) -> None:
+    """By hand."""
+    C, HW = tiny_model.config.sam2.width, (tiny_model.config.sam2.image_size // 16) ** 2
+    k = tiny_model.config.cma.topk
+    model = copy.deepcopy(tiny_model)
+    options = {"levels": (16, 8, 4), "layers": 2, "decoder_fusion": True, "film": True}
+    model.config = model.config.model_copy(update={"cma": model.config.cma.model_copy(update=options)})
+    model.cma = CrossModalAttention2D(C, model.config.cma)
+    found = {cost.part: cost for cost in measure(model, frames=10)}
+
+    def level(c: int, pixels: int) -> int:
+        attention = 2 * pixels * c * c + 2 * k * C * c + 2 * pixels * k * c  # query and out, key and value, products
+        return 2 * 2 * (attention + 2 * C * c)  # 2 layers; and the scale and shift of each channel
+
+    def excitation(c: int) -> int:
+        return 2 * 2 * 2 * c * max(c // 4, 8)
+
+    tokens = costs["text projector"].flops // (2 * tiny_model.mllm.width * (tiny_model.mllm.width + C))
+    fine = sum(level(C // n, HW * pixels) + excitation(C // n) for n, pixels in ((4, 4), (8, 16)))
+    assert found["CMA"].flops == level(C, HW) + 2 * tokens * C + fine
+    gate = 2 * 2 * 2 * 16 * HW * (C // 8) ** 2
+    assert found["CMA in the mask decoder"].flops == level(C // 8, 16 * HW) + gate
+    assert found["CMA in the mask decoder"].runs == found["CMA"].runs
+    assert found["mask decoder"] == costs["mask decoder"]
 
 
 def test_without_cma_its_parts_are_absent(tiny_model) -> None:

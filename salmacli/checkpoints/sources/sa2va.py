@@ -27,7 +27,7 @@ _PICTURES = {
     "use_thumbnail": True,
 }
 # How a released Sa2VA predicts, whatever it was trained on.
-PREDICTION = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5}
+PREDICTION = {"inference_mode": "sa2va", "mask_token": "best-of-three", "clip_frames": 5, "tiles": 12}
 _LANGUAGE_MODEL = MLLM + "model.language_model."
 
 
@@ -86,7 +86,7 @@ def sa2va_folder(contents: Contents) -> tuple[dict[str, Any], dict[str, LazyTens
         **_PICTURES,
         "template": "qwen_chat" if heads is None else "internlm2_chat",
         "salma": {
-            **model.model_dump(mode="json", include={"sam2", "mask_token", "clip_frames", "inference_mode"}),
+            **model.model_dump(mode="json", include={"sam2", "mask_token", "clip_frames", "tiles", "inference_mode"}),
             "rotary": model.mllm.rotary,
         },
     }

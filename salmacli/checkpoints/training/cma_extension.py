@@ -115,7 +115,7 @@ def _gamma(given: dict[str, LazyTensor], place: str) -> LazyTensor:
         raise CheckpointError(
             f"{place}: gamma_attn ({first:g}) and its alias gamma ({others[0]:g}) differ", "save the file again"
         )
-    return both[0].then(lambda value: value.reshape(()), shape=())
+    return both[0].then(lambda value: value.reshape(1), shape=(1,))
 
 
 def _film(given: dict[str, LazyTensor], place: str) -> list[str]:

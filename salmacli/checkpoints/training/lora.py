@@ -170,13 +170,16 @@ def rank_of(pairs: Mapping[str, Pair], settings: LoraSettings | None, place: str
 
 
 def merge(weight: LazyTensor, pair: Pair, scale: float) -> LazyTensor:
-    """W + scale · B·A, computed in float32.
+    """W + scale · B·A, computed in float32 at least.
 
     The result has the wider of their types, so that what was trained in float32 stays it.
     """
     dtype = torch.promote_types(weight.dtype, torch.promote_types(pair.up.dtype, pair.down.dtype))
 
+    wide = torch.promote_types(dtype, torch.float32)
+
     def merged(base: Tensor) -> Tensor:
-        return torch.addmm(base.float(), pair.up.read().float(), pair.down.read().float(), alpha=scale).to(dtype)
+        up, down = pair.up.read().to(wide), pair.down.read().to(wide)
+        return torch.addmm(base.to(wide), up, down, alpha=scale).to(dtype)
 
     return weight.then(merged, dtype=dtype)

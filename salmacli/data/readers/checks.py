@@ -41,11 +41,17 @@ def part() -> Iterator[None]:
 
 
 def read_videos(path: Path) -> dict[str, Any]:
-    """Reads ``{"videos": {name: {"frames", "expressions"}}}`` and checks the names of the videos."""
+    """Reads ``{"videos": {name: …}}``; see :func:`named_video` for what is in there."""
     videos = mapping(mapping(read_json(path), str(path)).get("videos"), f"{path}, key videos")
     if not videos:
         raise DataError(f"{path} lists no videos", MEND)
     return videos
+
+
+def named_video(name: str, value: Any, path: Path) -> dict[str, Any]:
+    """``{"frames", "expressions"}`` under a name that is a plain one."""
+    safe_name(name, f"{path}, key videos")
+    return mapping(value, f"{path}, video {name}")
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:

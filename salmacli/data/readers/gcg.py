@@ -159,14 +159,15 @@ class GroundedCaptions(Captions):
         for number, (phrase, grounding) in enumerate(found.items()):
             if grounding is not None:
                 place = f"{where}, phrase {phrase[:40]!r}"
-                yield _span(checks.mapping(grounding, place).get("token_positives"), number, place)
+                yield phrase_at(checks.mapping(grounding, place).get("token_positives"), number, place)
 
     def shape(self, record: dict[str, Any], key: str, where: str) -> Any:
         """See ``Captions``."""
         return list(record["groundings"].values())[int(key)].get("rle_masks")
 
 
-def _span(value: Any, number: int, where: str) -> Phrase:
+def phrase_at(value: Any, number: int, where: str) -> Phrase:
+    """The phrase of mask `number` at ``[start, end]``; what the annotators did not find is at −1."""
     positions = checks.listing(value, f"{where}, token positions")
     if len(positions) != 2:
         raise DataError(f"{where}: {len(positions)} token positions where a start and an end are needed", checks.MEND)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from salmacli.data.readers import checks
-from salmacli.data.readers.gcg import UNGROUNDED, Captions, Phrase
+from salmacli.data.readers.gcg import UNGROUNDED, Captions, Phrase, phrase_at
 from salmacli.data.readers.streamed import Part, parts, read_part
 from salmacli.errors import DataError
 
@@ -75,9 +75,7 @@ class FlickrCaptions(Captions):
         for number, annotation in enumerate(record["annotations"]):
             place = f"{where}, annotation {annotation.get('id')}, key tokens_positive"
             spans = checks.listing(annotation.get("tokens_positive"), place)
-            first = checks.listing(spans[0] if spans else None, place)
-            start, end = (checks.number(position, place) for position in first[:2])
-            yield Phrase(start, end, (str(number),))
+            yield phrase_at(spans[0] if spans else None, number, place)
 
     def shape(self, record: dict[str, Any], key: str, where: str) -> Any:
         """See ``Captions``."""

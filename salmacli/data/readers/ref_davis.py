@@ -128,18 +128,29 @@ def numbered_videos(videos: dict[str, Any], path: Path, by_object: bool) -> list
     """
     records = []
     count = 0
-    for name, video in videos.items():
+    for name, value in videos.items():
         where = f"{path}, video {name}"
-        found = checks.expressions(video, where)
-        sentences = []
-        for key in sorted(found):
-            place = f"{where}, expression {key}"
-            target = _object_number(key, found[key], place) if by_object else count
-            text = checks.sentence(found[key]["exp"], place)
-            sentences.append(Expression(key, text, (str(target),), tags=checks.tags(found[key])))
-            count += 1
-        records.append(Video(name, checks.frame_names(video, where), tuple(sentences)))
+        # Also what is broken has its number.
+        first, count = count, count + len(_listed(value))
+        with checks.part():
+            video = checks.named_video(name, value, path)
+            found = checks.expressions(video, where)
+            sentences = []
+            for number, key in enumerate(sorted(_listed(value)), first):
+                if key not in found:
+                    continue
+                place = f"{where}, expression {key}"
+                with checks.part():
+                    target = _object_number(key, found[key], place) if by_object else number
+                    text = checks.sentence(found[key]["exp"], place)
+                    sentences.append(Expression(key, text, (str(target),), tags=checks.tags(found[key])))
+            records.append(Video(name, checks.frame_names(video, where), tuple(sentences)))
     return records
+
+
+def _listed(video: Any) -> dict[str, Any]:
+    expressions = video.get("expressions") if isinstance(video, dict) else None
+    return expressions if isinstance(expressions, dict) else {}
 
 
 def _object_number(key: str, entry: dict[str, Any], where: str) -> int:

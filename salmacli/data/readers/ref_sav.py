@@ -57,10 +57,11 @@ class RefSav(Benchmark):
     Source: ``ReSAM2_Dataset.py`` of Sa2VA, ``sav_dataset`` of SAM 2.
     """
 
-    def __init__(self, root: Path, videos: Sequence[Video], stated: dict[str, tuple[str, str]], path: Path) -> None:
-        super().__init__("refsav", root, "train", videos, path)
-        self._stated = stated
-        self._annotations = _Annotations(root)
+    def __init__(
+        self, path: Path, annotations: _Annotations, videos: Sequence[Video], stated: dict[str, tuple[str, str]]
+    ) -> None:
+        super().__init__("refsav", annotations.root, "train", videos, path)
+        self._annotations, self._stated = annotations, stated
         self._last: tuple[str, FrameSource] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,7 +113,7 @@ class _Annotations:
     """Masks by file. The last one read is kept: all expressions of a video ask for the same."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._last: tuple[str, list[list[Any]]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class _Annotations:
         """
         last = self._last
         if last is None or last[0] != stated:
-            path = _below(self._root, stated)
+            path = _below(self.root, stated)
             masklets = checks.listing(checks.mapping(read_json(path), str(path)).get("masklet"), f"{path}, key masklet")
             if not masklets:
                 raise DataError(f"{path}, key masklet: no frame is annotated", checks.MEND)
@@ -167,20 +168,18 @@ def open_refsav(root: Path, split: str) -> Benchmark:
         where = f"{path}, video {key}"
         with checks.part():
             entry = checks.mapping(value, where)
-            files = tuple(_named(entry, name, where) for name in ("video_path", "anno_path"))
+            film, masks = (_named(entry, name, where) for name in ("video_path", "anno_path"))
             name = safe_name(key.replace("/", "-"), where)
             found = checks.mapping(entry.get("objects"), f"{where}, key objects")
             expressions = []
             for number, described in found.items():
                 with checks.part():
                     expressions.append(_expression(number, described, f"{where}, object {number}"))
-            videos.append(Video(name, AnnotatedFrames(annotations, files[1]), tuple(expressions)))
-            stated[name] = (files[0], files[1])
+            videos.append(Video(name, AnnotatedFrames(annotations, masks), tuple(expressions)))
+            stated[name] = (film, masks)
     if not videos:
         raise DataError(f"{path} lists no videos", checks.MEND)
-    benchmark = RefSav(root, videos, stated, path)
-    benchmark._annotations = annotations
-    return benchmark
+    return RefSav(path, annotations, videos, stated)
 
 
 def _expression(number: str, value: Any, where: str) -> Expression:

@@ -32,11 +32,13 @@ def open_refytvos(root: Path, split: str) -> Benchmark:
         other = checks.mapping(checks.mapping(read_json(test), str(test)).get("videos"), str(test))
         found = {name: video for name, video in found.items() if name not in other}
     videos = []
-    for name, video in sorted(found.items()):
+    for name, value in sorted(found.items()):
         where = f"{meta}, video {name}"
-        sentences = tuple(
-            Expression(key, checks.sentence(entry["exp"], where), (), tags=checks.tags(entry))
-            for key, entry in checks.expressions(video, where).items()
-        )
-        videos.append(Video(name, checks.frame_names(video, where), sentences))
+        with checks.part():
+            video = checks.named_video(name, value, meta)
+            sentences = tuple(
+                Expression(key, checks.sentence(entry["exp"], where), (), tags=checks.tags(entry))
+                for key, entry in checks.expressions(video, where).items()
+            )
+            videos.append(Video(name, checks.frame_names(video, where), sentences))
     return NumberedSet("refytvos", root, split, videos, frames, None)

@@ -77,35 +77,38 @@ class _Instances:
 def open_refcoco(name: str, root: Path, split: str) -> Benchmark:
     """``ref_seg/<name>/{instances.json, refs(...).p | grefs(unc).json}`` and ``coco2014/train2014``.
 
-    Every sentence of a reference becomes an expression, named ``<ref_id>-<number>``.
+    The pictures may also lie below ``ref_seg/<name>``, as Sa2VA's archives have them. Every sentence of a reference
+    becomes an expression, named ``<ref_id>-<number>``.
     """
     checks.split_of(split, SPLITS[name], name)
     path = checks.first_of(root, (f"ref_seg/{name}/{_REFERENCES[name]}",), name)
-    folder = checks.first_of(root, ("coco2014/train2014", "train2014"), name)
+    folder = checks.first_of(root, ("coco2014/train2014", "train2014", f"ref_seg/{name}/coco2014/train2014"), name)
     instances = _read_instances(path.with_name("instances.json"))
     read = read_json(path) if path.suffix == ".json" else read_pickle(path)
     spoken: dict[int, dict[str, Expression]] = {}
     for index, entry in enumerate(checks.listing(read, str(path))):
         where = f"{path}, reference {index}"
-        ref = checks.mapping(entry, where)
-        if ref.get("split") == split:
-            image, expressions = _expressions(ref, instances, name == "grefcoco", where)
-            said = spoken.setdefault(image, {})
-            if not said.keys().isdisjoint(expressions):
-                raise DataError(f"{where}: its ref_id stands twice for image {image}", checks.MEND)
-            said.update(expressions)
+        with checks.part():
+            ref = checks.mapping(entry, where)
+            if ref.get("split") == split:
+                image, expressions = _expressions(ref, instances, name == "grefcoco", where)
+                said = spoken.setdefault(image, {})
+                if not said.keys().isdisjoint(expressions):
+                    raise DataError(f"{where}: its ref_id stands twice for image {image}", checks.MEND)
+                said.update(expressions)
     if name == "grefcoco" and not spoken:
         # Unlike those of the others, its test splits were held back at first.
         raise DataError(f"{path} has no reference of split {split!r}", "fetch the full release, or choose val")
     pictures: dict[str, Path] = {}
     videos = []
     for image, said in spoken.items():
-        file = safe_name(str(instances.images[image].get("file_name", "")), f"{instances.path}, image {image}")
-        stem = Path(file).stem
-        if stem in pictures:
-            raise DataError(f"{instances.path}: two images are named {file}", checks.MEND)
-        pictures[stem] = folder / file
-        videos.append(Video(stem, (stem,), tuple(said.values())))
+        with checks.part():
+            file = safe_name(str(instances.images[image].get("file_name", "")), f"{instances.path}, image {image}")
+            stem = Path(file).stem
+            if stem in pictures:
+                raise DataError(f"{instances.path}: two images are named {file}", checks.MEND)
+            pictures[stem] = folder / file
+            videos.append(Video(stem, (stem,), tuple(said.values())))
     shapes = {str(key): annotation.get("segmentation") for key, annotation in instances.annotations.items()}
     return PictureSet(name, root, split, videos, instances.path, pictures, shapes)
 
@@ -122,9 +125,10 @@ def _expressions(
     kind = "referring" if targets else "no-target"
     spoken = {}
     for number, said in enumerate(checks.listing(ref.get("sentences"), f"{where}, key sentences")):
-        text = checks.sentence(checks.mapping(said, where).get("raw"), f"{where}, sentence {number}")
-        key = f"{ref_id}-{number}"
-        spoken[key] = Expression(key, text, targets, kind, checks.tags(ref))
+        with checks.part():
+            text = checks.sentence(checks.mapping(said, where).get("raw"), f"{where}, sentence {number}")
+            key = f"{ref_id}-{number}"
+            spoken[key] = Expression(key, text, targets, kind, checks.tags(ref))
     return image, spoken
 
 

@@ -155,8 +155,9 @@ class _Text:
             except RecursionError:
                 self.fail("it nests too deeply")
             else:
-                # A number that ends with what is held may go on after it.
-                if end < len(self._held) or self._over:
+                # A number that ends with what is held may go on after it, be it with a point or an exponent.
+                rest = self._held[end : end + _NEAR]
+                if self._over or rest[:1] not in ("", *".eE") or len(rest) == _NEAR:
                     start, self._byte = self._byte, self._byte + len(self._held[self._at : end].encode())
                     self._at = end
                     return Part(key, value, start, self._byte)

@@ -110,7 +110,7 @@ def conversation(value: Any, where: str, clean: Callable[[str], str] = plain) ->
     Raises:
         DataError: It is no such list, a text is empty, or nothing is answered.
     """
-    said = []
+    said: list[str] = []
     for index, entry in enumerate(checks.listing(value, f"{where}, key conversations")):
         place = f"{where}, message {index}"
         message = checks.mapping(entry, place)

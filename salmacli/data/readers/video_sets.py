@@ -66,13 +66,15 @@ def open_revos(root: Path, split: str) -> Benchmark:
 
 def _videos(path: Path, with_masks: bool, kinds: dict[int, str] | None = None) -> list[Video]:
     videos = []
-    for name, video in sorted(checks.read_videos(path).items()):
+    for name, value in sorted(checks.read_videos(path).items()):
         where = f"{path}, video {name}"
-        found = checks.expressions(video, where)
-        records = tuple(
-            _expression(key, entry, f"{where}, expression {key}", with_masks, kinds) for key, entry in found.items()
-        )
-        videos.append(Video(name, checks.frame_names(video, where), records))
+        with checks.part():
+            video = checks.named_video(name, value, path)
+            records = []
+            for key, entry in checks.expressions(video, where).items():
+                with checks.part():
+                    records.append(_expression(key, entry, f"{where}, expression {key}", with_masks, kinds))
+            videos.append(Video(name, checks.frame_names(video, where), tuple(records)))
     return videos
 
 

@@ -231,7 +231,8 @@ def _seed(rng: np.random.Generator) -> int:
 def _read(source: FrameSource, numbers: Sequence[int] | np.ndarray) -> dict[int, np.ndarray]:
     """Pictures by their numbers, in ascending order, each read once."""
     wanted = sorted({int(n) for n in numbers})
-    return dict(zip(wanted, source.read(wanted, threads=1, ahead=len(wanted)), strict=True))
+    # Other processes read other samples meanwhile.
+    return dict(zip(wanted, source.read(wanted, threads=0), strict=True))
 
 
 def _decoded(mask: Mapping[str, Any] | None, size: tuple[int, int], where: str) -> np.ndarray:

@@ -68,7 +68,10 @@ class Predictor:
             _attend_by(model, self.settings.attention)
         if self.settings.compile:
             sam2, tower = model.grounding, model.mllm.parts()["vision tower"]
-            for part in (tower, sam2.image_encoder, *{sam2.sam_mask_decoder, sam2.propagator}):
+            # A compiled decoder does not notice what fuses language into its mask features.
+            fuses = model.cma is not None and model.cma.fusion is not None
+            decoders = set() if fuses else {sam2.sam_mask_decoder, sam2.propagator}
+            for part in (tower, sam2.image_encoder, *decoders):
                 part.compile()
 
     @property

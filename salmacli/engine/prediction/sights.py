@@ -15,7 +15,7 @@ from torch import Tensor
 
 from salmacli.data.collate import MEAN, STD, to_pixels
 from salmacli.data.templates import ASKED, QUESTIONS, questions
-from salmacli.data.tiles import bicubic, tiles
+from salmacli.data.tiles import bicubic, shown_of, tiles
 from salmacli.models.salma import Salma
 
 Mode = Literal["frames", "consistent", "sa2va"]
@@ -37,13 +37,15 @@ class Shown:
 def to_language(model: Salma, mode: Mode, frames: Sequence[np.ndarray], still: bool) -> Shown:
     """What the LLM sees of the key frames of a video, or of a picture when `still`: K times uint8 (H, W, 3)."""
     mllm = model.mllm
+    height, width = mllm.frame_size
     if mode == "sa2va":
-        height, width = mllm.frame_size
         parts = tiles(frames[0], height) if still else [bicubic(frame, height, width) for frame in frames]
-        pictures = (len(parts) * mllm.tokens_per_frame,) if still else (mllm.tokens_per_frame,) * len(parts)
-        return Shown(_normalised(parts, mllm.mean, mllm.std), pictures)
-    pixels = to_pixels(frames, mllm.frame_size, mllm.mean, mllm.std)
-    return Shown(pixels, (mllm.tokens_per_frame,) * len(frames))
+        pixels = _normalised(parts, mllm.mean, mllm.std)
+    else:
+        parts = shown_of(frames[0], height, model.tiles) if still else list(frames)
+        pixels = to_pixels(parts, mllm.frame_size, mllm.mean, mllm.std)
+    pictures = (len(parts) * mllm.tokens_per_frame,) if still else (mllm.tokens_per_frame,) * len(parts)
+    return Shown(pixels, pictures)
 
 
 def to_sam2(model: Salma, mode: Mode, frames: Sequence[np.ndarray]) -> Tensor:

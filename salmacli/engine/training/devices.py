@@ -15,15 +15,11 @@ import yaml
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from salmacli.config.schema import TrainConfig
 from salmacli.engine.prediction.shares import several
 from salmacli.errors import ConfigError
-
-try:
-    from torch.distributed.fsdp import FSDPModule
-except ImportError:  # before torch 2.6 it had another place
-    from torch.distributed._composable.fsdp import FSDPModule
 
 
 def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
@@ -50,7 +46,7 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
         fsdp_plugin=_fsdp2() if train.sharding == "fsdp2" else None,
         deepspeed_plugin=_deepspeed(train) if train.sharding.startswith("zero") else None,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        log_with=list(train.trackers),
+        log_with=list(train.trackers) or None,
         project_dir=folder,
     )
 

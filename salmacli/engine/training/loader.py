@@ -53,7 +53,7 @@ def collator_of(config: RunConfig, model: Salma) -> Collator:
         mllm.chat,
         mllm.mean,
         mllm.std,
-        config.data.tiles if mllm.tiles else 1,
+        model.tiles,
         config.data.max_tokens,
     )
 

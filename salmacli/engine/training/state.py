@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_map_only
 
 # Whole on the first process, wherever the pieces are: the number of processes may change in between.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -26,26 +28,37 @@ def model_state(accelerator: Accelerator, step: nn.Module) -> dict[str, Tensor] 
 
     All processes call it.
     """
-    kind = str(accelerator.distributed_type.value)
-    if kind == "FSDP":
+    if is_sharded(step):
         found = get_model_state_dict(step, options=_WHOLE)
-    elif kind == "DEEPSPEED" and accelerator.deepspeed_plugin.zero_stage == 3:
+    elif any(hasattr(parameter, "ds_id") for parameter in step.parameters()):  # of ZeRO-3
         found = accelerator.get_state_dict(step)
     else:
         return None
-    return {name.removeprefix("model."): tensor for name, tensor in (found or {}).items()}
+    return {name.removeprefix("model."): _arrived(tensor) for name, tensor in (found or {}).items()}
+
+
+def is_sharded(step: nn.Module) -> bool:
+    """Whether FSDP has shared a model out."""
+    return any(isinstance(module, FSDPModule) for module in step.modules())
+
+
+def _arrived(tensor: Any) -> Tensor:
+    """A plain tensor of one that may still be on its way between processes."""
+    return cast(Tensor, tensor.wait() if hasattr(tensor, "wait") else tensor)
 
 
 def optimizer_state(accelerator: Accelerator, step: nn.Module, optimizer: Any) -> dict[str, Any]:
     """The optimiser's state by names of parameters, whole, on the main process. All processes call it."""
-    step = accelerator.unwrap_model(step) if str(accelerator.distributed_type.value) != "FSDP" else step
-    options = _WHOLE if str(accelerator.distributed_type.value) == "FSDP" else StateDictOptions(full_state_dict=True)
-    return dict(get_optimizer_state_dict(step, optimizer.optimizer, options=options))
+    sharded = is_sharded(step)
+    step = step if sharded else accelerator.unwrap_model(step)
+    options = _WHOLE if sharded else StateDictOptions(full_state_dict=True)
+    state = get_optimizer_state_dict(step, optimizer.optimizer, options=options)
+    return cast(dict[str, Any], tree_map_only(Tensor, _arrived, state))
 
 
 def restore_optimizer(accelerator: Accelerator, step: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
     """Undo `optimizer_state`, which every process has read."""
-    sharded = str(accelerator.distributed_type.value) == "FSDP"
+    sharded = is_sharded(step)
     step = step if sharded else accelerator.unwrap_model(step)
     options = _SPREAD if sharded else StateDictOptions(full_state_dict=True)
     set_optimizer_state_dict(step, optimizer.optimizer, dict(state), options=options)

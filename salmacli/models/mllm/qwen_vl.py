@@ -92,8 +92,11 @@ class QwenVl(Mllm):
 
         A frame starts where the text before it ends and takes as many positions as it has rows; text goes on after
         that, equal in all three. So every token stands earlier than it is counted, by what whole frames have saved.
+        A region that is pointed at in the text repeats some of a frame's looks, and is text to them.
         """
-        image, tokens = ids == self.image_id, self.tokens_per_frame
+        config, tokens = self.model.config, self.tokens_per_frame
+        inside_frame = (ids == config.vision_start_token_id).cumsum(1) > (ids == config.vision_end_token_id).cumsum(1)
+        image = (ids == self.image_id) & inside_frame
         counted = image.cumsum(1) - image.long()  # placeholders before each token
         inside = torch.where(image, counted % tokens, 0)
         start = positions - inside - counted // tokens * (tokens - self._side)

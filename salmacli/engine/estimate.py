@@ -1,0 +1,318 @@
+"""How much memory training and prediction take at most, told from the settings alone.
+
+What stays through a step is counted exactly: weights, gradients, AdamW's two moments, averages. What the backward pass
+needs is counted by formulas: bytes per number of a layer's width, per token or per pixel. Their factors are counts of
+what PyTorch's autograd keeps (`_Kinds`), checked against whole steps on fake tensors (tests/engine/test_estimate.py,
+benchmarks/train.py): the peak is within 15 %. What an allocator holds back, CUDA's own context (about 0.5 GiB) and the
+buffers of NCCL come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch.nn import Parameter
+
+from salmacli.config.schema import PredictConfig, RunConfig, TrainConfig
+from salmacli.models.salma import Salma
+from salmacli.models.trained import ENCODER, LLM, LORA, TOWER, trained_parts
+
+STILL_SETS = ("refcoco", "gref", "gcg-", "llava", "osprey")  # how the names of sets of pictures begin
+QUESTION_TOKENS = 64  # of one question with its answer, generously
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one forward pass holds on one device.
+
+    Attributes:
+        samples, tokens: conversations, and the length of the longest, which all are padded to.
+        pictures: tiles and frames that the vision tower sees.
+        frames, masks: frames to segment, and pairs of a frame and an object.
+        answers: tokens that have labels.
+    """
+
+    samples: int
+    tokens: int
+    pictures: int
+    frames: int
+    masks: int
+    answers: int
+
+    @classmethod
+    def most(cls, config: RunConfig, model: Salma) -> Load:
+        """The largest that the settings allow, but for single texts that are very long."""
+        data, samples = config.data, config.train.batch_size
+        still = any(one.set.startswith(STILL_SETS) for one in data.train)
+        moving = any(not one.set.startswith(STILL_SETS) for one in data.train)
+        tiles = model.tiles + (model.tiles > 1) if still else 0
+        pictures = max(tiles, model.config.clip_frames if moving else 0)
+        frames = data.decoded_frames if moving else 1
+        said = data.expressions * QUESTION_TOKENS
+        return cls(
+            samples=samples,
+            tokens=min(pictures * (model.mllm.tokens_per_frame + 3) + said, data.max_tokens),
+            pictures=samples * pictures,
+            frames=samples * frames,
+            masks=samples * frames * data.expressions,
+            answers=samples * said // 4,
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: of the whole model.
+        gradients, optimizer, average: of what trains.
+        activations: by part, what the backward pass needs.
+        passing: the most that comes and goes beside them.
+        peak: the most at any time.
+    """
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+    average: int = 0
+    activations: dict[str, int] = field(default_factory=dict)
+    passing: int = 0
+    peak: int = 0
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Bytes that a number takes.
+
+    Attributes:
+        half: where matrices are multiplied.
+        noise: what dropout keeps of each number: the CPU its factors, a GPU one byte.
+    """
+
+    half: int
+    noise: int
+
+    @property
+    def whole(self) -> bool:
+        """Everything is float32."""
+        return self.half == 4
+
+
+def training_memory(
+    model: Salma, config: RunConfig, load: Load, *, bf16: bool, devices: int = 1, cpu: bool = False
+) -> Memory:
+    """Peak of one step on one device.
+
+    Args:
+        model: prepared by `prepare_training`; it needs no weights.
+        config: the whole run.
+        load: of one forward pass.
+        bf16: whether matrices are multiplied in bfloat16.
+        devices: how many share the run.
+        cpu: whether they are CPUs.
+    """
+    train, kinds = config.train, _Kinds(2 if bf16 else 4, (2 if bf16 else 4) if cpu else 1)
+    state = _state(model, config, devices)
+    activations = {
+        "vision tower": _tower(model, config, load, kinds),
+        "language model": _language_model(model, train, load, kinds),
+        "language head": _head(model, load, kinds),
+        "SAM 2 image encoder": _encoder(model, config, load, kinds),
+        "visual pre-pass": _decoder(model, load.frames, kinds) if model.cma is not None else 0,
+        "cross-modal attention": _attention(model, load, kinds),
+        "mask decoder": _decoder(model, load.masks, kinds) * _memory_factor(train),
+        "losses": _losses(model, config, load),
+    }
+    features = _features(model, load, kinds)
+    kept = sum(activations.values())
+    standing = state["weights"] + state["optimizer"] + state["average"]
+    # Gradients come while activations go; those of earlier passes of the step are there from the beginning.
+    early = state["gradients"] if train.accumulate > 1 else 0
+    last_layer = _layer_at_once(model, train, load, kinds)
+    peak = standing + max(early + kept + features, state["gradients"] + last_layer)
+    return Memory(**state, activations=activations, passing=features, peak=peak)
+
+
+def prediction_memory(model: Salma, settings: PredictConfig, *, bf16: bool) -> Memory:
+    """Peak of predicting a video of any length: what is held of it does not grow.
+
+    Args:
+        model: it needs no weights.
+        settings: resolved ones.
+        bf16: whether the weights are bfloat16.
+    """
+    half = 2 if bf16 else 4
+    weights = half * sum(parameter.numel() for parameter in model.parameters())
+    area, width = _area(model), model.config.sam2.width
+    keys = settings.key_frames or model.config.clip_frames
+    text = model.mllm.model.config.text_config
+    tokens = keys * (model.mllm.tokens_per_frame + 3) + QUESTION_TOKENS
+    cache = 2 * text.num_hidden_layers * tokens * text.hidden_size * half  # keys and values
+    expressions, frames = settings.expressions_at_once, settings.frames_at_once
+    memories = (settings.memories or model.grounding.num_maskmem - 1) + (settings.conditioning or keys)
+    held = {
+        # Features of the frames at hand, and each expression's memories of 64 channels with their places.
+        "frames": 21 * width * area * frames * half,
+        "memories": expressions * memories * model.grounding.mem_dim * area * 2 * half,
+        "conversation": cache,
+    }
+    passing = max(
+        frames * 16 * area * model.config.sam2.embed_dim * 20,
+        expressions * area * (width * 60 + memories * model.grounding.mem_dim * 8) * half // 4,
+        keys * 24 * _tower_tokens(model) * model.mllm.model.config.vision_config.hidden_size,
+    )
+    return Memory(weights=weights, activations=held, passing=passing, peak=weights + sum(held.values()) + passing)
+
+
+def _state(model: Salma, config: RunConfig, devices: int) -> dict[str, int]:
+    """Bytes of what stays through a step."""
+    train = config.train
+    trained = [p for part in trained_parts(model, config).values() for p in part.values()]
+    weights = sum(_bytes(parameter, train) for parameter in model.parameters())
+    weights += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    numbers = sum(parameter.numel() for parameter in trained)
+    average = 4 * numbers if train.ema is not None else 0
+    own, shared = (devices, devices) if train.sharding in ("fsdp2", "zero3") else (1, devices)
+    if train.sharding == "none":
+        shared = 1
+    return {
+        "weights": weights // own,
+        "gradients": 4 * numbers // shared,
+        "optimizer": 8 * numbers // shared,
+        "average": average // own,
+    }
+
+
+def _bytes(parameter: Parameter, train: TrainConfig) -> int:
+    """Of one parameter; frozen matrices of the LLM may be quantised."""
+    return parameter.numel() * parameter.element_size()
+
+
+# Parts. Each returns bytes that are kept for the backward pass.
+
+
+def _language_model(model: Salma, train: TrainConfig, load: Load, kinds: _Kinds) -> int:
+    if train.recipe in ("decoder-only", "cma-only"):
+        return 0  # nothing below its end trains
+    text, tokens = model.mllm.model.config.text_config, load.samples * load.tokens
+    layer = 4 * text.hidden_size * tokens if train.gradient_checkpointing else _layer(model, train, load, kinds)
+    casts = 0 if kinds.whole or train.gradient_checkpointing else 2 * _numbers(model, LORA, LLM)
+    ends = 20 * text.hidden_size * tokens
+    return text.num_hidden_layers * layer + casts + ends
+
+
+def _layer(model: Salma, train: TrainConfig, load: Load, kinds: _Kinds) -> int:
+    """One decoder layer of the LLM; the stream between layers is float32."""
+    text = model.mllm.model.config.text_config
+    width, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+    if train.recipe == "full":
+        per_token = (40 if kinds.whole else 34) * width + (16 if kinds.whole else 8) * inner
+    else:
+        per_token = (24 if kinds.whole else 16) * width + (12 if kinds.whole else 6) * inner
+        # An adapter keeps what it reads, dropout's noise, and its inner state.
+        adapted = train.lora.modules
+        reads = sum(inner if name == "down_proj" else width for name in adapted)
+        per_token += (4 if kinds.half == 4 else 2) * 0 + reads * (kinds.half + kinds.noise)
+        per_token += len(adapted) * train.lora.rank * kinds.half
+    per_token += 4 * heads + 8 + (0 if kinds.whole else 6 * width // heads)
+    return int(per_token * load.samples * load.tokens)
+
+
+def _layer_at_once(model: Salma, train: TrainConfig, load: Load, kinds: _Kinds) -> int:
+    """What is made again of the LLM's layer whose turn it is."""
+    if not train.gradient_checkpointing or train.recipe in ("decoder-only", "cma-only"):
+        return 0
+    return _layer(model, train, load, kinds)
+
+
+def _head(model: Salma, load: Load, kinds: _Kinds) -> int:
+    """Logits of a few positions at a time: made, and made again."""
+    text = model.mllm.model.config.text_config
+    at_once = min(load.answers * text.vocab_size, 1 << 26)
+    casts = 0 if kinds.whole else 2 * text.vocab_size * text.hidden_size
+    return 12 * at_once + casts
+
+
+def _decoder(model: Salma, rows: int, kinds: _Kinds) -> int:
+    """The mask decoder on so many rows: attention both ways, and upscaling to stride 4."""
+    trains = next(model.grounding.sam_mask_decoder.transformer.parameters()).requires_grad
+    factor = (100 if trains else 68) if kinds.whole else (59 if trains else 40)
+    return factor * model.config.sam2.width * _area(model) * rows
+
+
+def _attention(model: Salma, load: Load, kinds: _Kinds) -> int:
+    """The CMA on every mask; finer levels have more pixels and fewer channels, 2 · C each."""
+    if model.cma is None:
+        return 0
+    cma = model.config.cma
+    levels = sum({16: 1, 8: 1, 4: 2}[stride] for stride in cma.levels) + 2 * cma.decoder_fusion
+    factor = 29 if kinds.whole else 21
+    return factor * levels * cma.layers * model.config.sam2.width * _area(model) * load.masks
+
+
+def _encoder(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+    """SAM 2's image encoder where it trains, and what the decoder's own `conv_s0/s1` read of every frame."""
+    area = _area(model)
+    kept = (16 if kinds.whole else 50) * model.config.sam2.width * area * load.frames
+    if _trains(model, ENCODER):
+        sam2 = model.config.sam2
+        # Tokens fall to a fourth from stage to stage, and widths double.
+        numbers = sum(16 * area // 4**n * sam2.embed_dim * 2**n * blocks for n, blocks in enumerate(sam2.stages))
+        kept += ((92 if kinds.whole else 52) * numbers + 84 * sam2.width * area) * load.frames
+    return int(kept)
+
+
+def _tower(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+    """The vision tower where it trains, and the projector."""
+    vision = model.mllm.model.config.vision_config
+    kept = 0
+    if _trains(model, TOWER):
+        layers = getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0))
+        per_token = (44 if kinds.whole else 32) * vision.hidden_size + (8 if kinds.whole else 4) * vision.intermediate_size
+        kept = layers * per_token * _tower_tokens(model) * load.pictures
+    width = model.mllm.model.config.text_config.hidden_size
+    return int(kept + 6 * kinds.half * width * model.mllm.tokens_per_frame * load.pictures)
+
+
+def _losses(model: Salma, config: RunConfig, load: Load) -> int:
+    """Points, and maps at stride 4, in float32."""
+    side = model.config.sam2.image_size // 4
+    maps = (20 if config.losses.boundary else 4) * 4 * side * side
+    return load.masks * (maps + 40 * config.losses.points)
+
+
+def _features(model: Salma, load: Load, kinds: _Kinds) -> int:
+    """Features of all frames, and the frames of every mask, until the masks are made."""
+    width, area = model.config.sam2.width, _area(model)
+    return width * area * (84 * load.frames + (4 + 3 * kinds.half) * load.masks)
+
+
+def _memory_factor(train: TrainConfig) -> int:
+    return 1
+
+
+def _area(model: Salma) -> int:
+    """Pixels at stride 16."""
+    return (model.config.sam2.image_size // 16) ** 2
+
+
+def _tower_tokens(model: Salma) -> int:
+    """Patches of one picture."""
+    height, width = model.mllm.frame_size
+    patch: Any = model.mllm.model.config.vision_config.patch_size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return prod((height // rows, width // columns)) + 1
+
+
+def _numbers(model: Salma, *parts: str) -> int:
+    """How many of them train."""
+    from salmacli.models.trained import parts_of
+
+    members = parts_of(model)
+    return sum(p.numel() for part in parts for p in members.get(part, {}).values() if p.requires_grad)
+
+
+def _trains(model: Salma, part: str) -> bool:
+    return _numbers(model, part) > 0

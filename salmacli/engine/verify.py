@@ -1,0 +1,216 @@
+"""Looks through a set on disk and tells what is there and what is to be mended, all of it and not just the first."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from salmacli.data import rle
+from salmacli.data.ahead import in_order
+from salmacli.data.benchmarks import Benchmark
+from salmacli.data.frames import FrameSource
+from salmacli.data.records import Video
+from salmacli.data.talks import TalkSet
+from salmacli.engine.progress import Progress
+from salmacli.errors import DataError
+
+FEW = 5  # faults of a kind that are told; all are counted
+NAMES, EMPTY, ENTRIES, MISSING, PICTURES, SIZES, MASKS = KINDS = (
+    "names that lead outside",
+    "empty texts",
+    "broken entries",
+    "missing files",
+    "files that cannot be read",
+    "sizes that differ",
+    "broken masks",
+)
+
+
+@dataclass
+class Findings:
+    """What was found, in one video or in a whole set.
+
+    Attributes:
+        counts: How many of what.
+        faults: How many of each kind.
+        first: The first messages of each kind.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def fault(self, kind: str, message: object) -> None:
+        """Count a fault, and keep it if it is one of the first."""
+        self.faults[kind] += 1
+        told = self.first.setdefault(kind, [])
+        if len(told) < FEW:
+            told.append(str(message))
+
+    def add(self, other: Findings) -> None:
+        """Take over what was found elsewhere."""
+        self.counts += other.counts
+        self.faults += other.faults
+        for kind, messages in other.first.items():
+            told = self.first.setdefault(kind, [])
+            told += messages[: FEW - len(told)]
+
+    @contextmanager
+    def noting(self, usual: str) -> Iterator[None]:
+        """Count a `DataError` within as a fault: of a kind that its words tell, or else the usual one."""
+        try:
+            yield
+        except DataError as error:
+            self.fault(_kind(str(error), usual), error)
+
+
+def verify(
+    found: Benchmark | TalkSet, faults: Sequence[DataError], quick: bool, progress: Progress
+) -> tuple[Findings, dict[str, int]]:
+    """Read everything that a set consists of.
+
+    Args:
+        found: The set, opened tolerantly.
+        faults: What was left out when it was opened.
+        quick: Look for every file, but decode no picture.
+        progress: Told of every video or talk.
+
+    Returns:
+        What was found, and what is left out on purpose, by reason.
+    """
+    findings = Findings()
+    for error in faults:
+        findings.fault(_kind(str(error), ENTRIES), error)
+    checker = _Checker(quick)
+    work, left_out = (checker.video, {}) if isinstance(found, Benchmark) else (checker.talk, found.dropped)
+    items = [(found, n) for n in range(len(found.videos) if isinstance(found, Benchmark) else len(found))]
+    progress.start(f"verify {found.name} {found.split}", len(items))
+    threads = os.cpu_count() or 1
+    for one in in_order(work, items, threads, ahead=4 * threads):
+        findings.add(one)
+        progress.advance(faults=findings.faults.total())
+    progress.finish()
+    return findings, left_out
+
+
+class _Checker:
+    """Checks videos and talks, several at once.
+
+    Args:
+        quick: As of `verify`.
+    """
+
+    def __init__(self, quick: bool) -> None:
+        self._quick = quick
+        self._seen: set[Any] = set()  # a picture may be shown in many talks
+
+    def video(self, item: tuple[Benchmark, int]) -> Findings:
+        """A video with its expressions, its frames and the masks of all that is annotated in it."""
+        benchmark, number = item
+        video = benchmark.videos[number]
+        findings = Findings()
+        findings.counts.update({"pictures" if benchmark.still else "videos": 1, "expressions": len(video.expressions)})
+        size = None
+        with findings.noting(PICTURES):
+            frames = benchmark.frames(video)
+            if not benchmark.still:
+                findings.counts["frames"] += len(frames)
+            size = self._frames(frames, findings)
+        if size is not None and benchmark.public:
+            for where, track in _tracks(benchmark, video, findings):
+                _check_track(track, video, size, where, findings)
+        return findings
+
+    def talk(self, item: tuple[TalkSet, int]) -> Findings:
+        """A talk with its picture or video, and its masks."""
+        talks, number = item
+        findings = Findings(Counter(talks=1))
+        size, keys = None, ()
+        with findings.noting(ENTRIES):
+            talk = talks.talk(number)
+            findings.counts["rounds"] += len(talk.rounds)
+            keys = talk.targets + talk.regions
+        with findings.noting(PICTURES):
+            frames = talks.frames(number)
+            if frames is not None:
+                findings.counts["with a picture" if talks.still else "with a video"] += 1
+                size = self._frames(frames, findings)
+        for key in keys if size is not None else ():
+            findings.counts["masks"] += 1
+            with findings.noting(MASKS):
+                talks.mask(number, key, size)
+        return findings
+
+    def _frames(self, frames: FrameSource, findings: Findings) -> tuple[int, int] | None:
+        """Looks at all frames; gives their size, or None where it is not known."""
+        for file in frames.files:
+            if not file.is_file():
+                findings.fault(MISSING, f"frame {file} does not exist; copy it again")
+        if frames.files and not frames.files[0].is_file():
+            return None
+        size = frames.size
+        key = frames.path, len(frames)
+        if self._quick or key in self._seen:
+            return size
+        self._seen.add(key)
+        if frames.files:
+            for number, file in enumerate(frames.files):
+                if file.is_file():
+                    with findings.noting(PICTURES):
+                        frames[number]
+        else:
+            for _ in frames:
+                pass
+        return size
+
+
+def _tracks(
+    benchmark: Benchmark, video: Video, findings: Findings
+) -> Iterator[tuple[str, Sequence[Mapping[str, Any] | None]]]:
+    """All that is annotated in a video, each but once, with what to call it."""
+    where = f"{benchmark.truth_path(video)}, video {video.name}"
+    asked = {}
+    for expression in video.expressions:
+        asked.setdefault(expression.targets, expression)
+    for expression in asked.values():
+        with findings.noting(MASKS):
+            for key, track in zip(expression.targets, benchmark.objects(video, expression) or (), strict=False):
+                yield f"{where}, mask {key}", track
+    with findings.noting(MASKS):
+        for number, track in enumerate(benchmark.annotated(video) or ()):
+            yield f"{benchmark.root}, video {video.name}, object {number} of the foreground", track
+
+
+def _check_track(
+    track: Sequence[Mapping[str, Any] | None], video: Video, size: tuple[int, int], where: str, findings: Findings
+) -> None:
+    if len(track) != len(video.frames):
+        findings.fault(MASKS, f"{where}: {len(track)} masks for {len(video.frames)} frames; fetch the file again")
+        return
+    for frame, mask in zip(video.frames, track, strict=True):
+        if mask is None:
+            continue
+        findings.counts["masks"] += 1
+        try:
+            found = rle.size_of(mask)
+            if found == size:
+                rle.bits(mask)
+            else:
+                findings.fault(SIZES, f"{where}, frame {frame}: RLE is of size {found} where the frame is {size}")
+        except DataError as error:
+            findings.fault(MASKS, f"{where}, frame {frame}: {error}")
+
+
+def _kind(message: str, usual: str) -> str:
+    """The kind of a fault by the words in which readers tell it."""
+    words = {
+        NAMES: ("is not a plain name",),
+        EMPTY: ("expression is empty", "text is empty", "caption is empty"),
+        MISSING: ("does not exist", "is missing", "has no "),
+        SIZES: ("is of size", "it is about a picture of size", ", the first is "),
+    }
+    return next((kind for kind, parts in words.items() if any(part in message for part in parts)), usual)
