@@ -6,7 +6,7 @@ CODE is a checkout of Sa2VA with `projects/llava_sam2`, `third_parts` and `vlm`.
 transformers 4, a peft of its time, mmengine, xtuner 0.2, hydra, pycocotools; mmcv is not needed (see below).
 JOB is a JSON file: `weights` (folder in the released layout), `batch` (of torch.save: `data` as its collate function
 makes it), `sam2` (hydra's
-overrides of its size), `points`, `lora` (r, lora_alpha, lora_dropout), `steps`, `threads`, `device`, `dtype`, `track`.
+overrides of its size), `points`, `lora` (r, lora_alpha, lora_dropout), `steps`, `threads`, `device`, `dtype`.
 
 The model is `VideoLLaVASAMModel_zero3` with the settings of its own configs (sa2va_1b.py), the optimiser AdamW in
 mmengine's wrapper. The code is taken as it is, but for what it fixes and a benchmark must choose:
@@ -65,7 +65,11 @@ def build(code: Path, job: dict[str, Any], device: torch.device, dtype: torch.dt
     for file in sorted(Path(job["weights"]).glob("*.safetensors")):
         weights.update(load_file(file))
     # Their own conversion names it so, because transformers renames whatever is called gamma.
-    sam2 = {name.removeprefix(SAM2).replace("g_weight", "gamma"): one.float() for name, one in weights.items() if name.startswith(SAM2)}
+    sam2 = {
+        name.removeprefix(SAM2).replace("g_weight", "gamma"): one.float()
+        for name, one in weights.items()
+        if name.startswith(SAM2)
+    }
     projector = {name.removeprefix(PROJECTOR): one for name, one in weights.items() if name.startswith(PROJECTOR)}
     sam2_train.load_checkpoint_with_prefix = lambda *_: sam2
     mllm, tokenizer = released(code, Path(job["weights"]), weights)
@@ -139,7 +143,9 @@ def measure(model: Any, job: dict[str, Any], device: torch.device, dtype: torch.
     clip = {"max_norm": 1, "error_if_nonfinite": False}
     cuda = device.type == "cuda"
     mixed = {"dtype": "bfloat16", "loss_scale": "dynamic"}
-    optimizer = AmpOptimWrapper(optimizer=adamw, clip_grad=clip, **mixed) if cuda else OptimWrapper(adamw, clip_grad=clip)
+    optimizer = (
+        AmpOptimWrapper(optimizer=adamw, clip_grad=clip, **mixed) if cuda else OptimWrapper(adamw, clip_grad=clip)
+    )
     batch = torch.load(job["batch"])
     losses: dict[str, float] = {}
 
@@ -157,9 +163,7 @@ def measure(model: Any, job: dict[str, Any], device: torch.device, dtype: torch.
         "trained": sum(one.numel() for one in model.parameters() if one.requires_grad),
         **timed(step, job["steps"], device),
     }
-    if job["track"]:
-        found["peak_bytes"] = peak(step, model, adamw, device)
-    return found
+    return found | {"peak_bytes": peak(step, model, adamw, device)}
 
 
 def moved(batch: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -191,7 +195,9 @@ def peak(step: Callable[[], None], model: Any, adamw: torch.optim.Optimizer, dev
         step()
         return int(torch.cuda.max_memory_allocated())
     with LiveBytes() as live:
-        live.hold([list(model.parameters()), list(model.buffers()), [list(one.values()) for one in adamw.state.values()]])
+        live.hold(
+            [list(model.parameters()), list(model.buffers()), [list(one.values()) for one in adamw.state.values()]]
+        )
         step()
     return live.peak
 

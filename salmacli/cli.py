@@ -20,6 +20,7 @@ from salmacli import __version__
 from salmacli.commands.aggregate import aggregate
 from salmacli.commands.convert import convert
 from salmacli.commands.data import app as data_app
+from salmacli.commands.doctor import app as doctor_app
 from salmacli.commands.eval import evaluate
 from salmacli.commands.flops import flops
 from salmacli.commands.predict import predict
@@ -72,6 +73,7 @@ app.command("threshold-sweep", rich_help_panel=_RESULTS)(threshold_sweep)
 app.command(rich_help_panel=_MODELS)(convert)
 app.command(rich_help_panel=_MODELS)(flops)
 app.add_typer(data_app, name="data", rich_help_panel=_DATA)
+app.add_typer(doctor_app, name="doctor", rich_help_panel=_LEARN)
 
 
 def _show_version(asked: bool) -> None:

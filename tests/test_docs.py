@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from salmacli.cli import app
-from salmacli.config.schema import PredictConfig
+from salmacli.config.schema import CmaConfig, PredictConfig
 from salmacli.engine.scoring.label_folders import SCORINGS
 from salmacli.engine.scoring.protocols import PROTOCOLS
 
@@ -61,10 +61,11 @@ def test_command_lines_name_options_that_exist():
             assert words[words.index("--scoring") + 1] in SCORINGS, line
 
 
-def test_settings_of_prediction_stand_in_the_documentation_as_in_the_schema():
-    text = (Path(__file__).resolve().parents[1] / "docs" / "prediction.md").read_text(encoding="utf-8")
-    rows = list(_settings(PredictConfig))
-    assert len(rows) > 15
+@pytest.mark.parametrize(("page", "section"), [("prediction", PredictConfig), ("attention", CmaConfig)])
+def test_settings_stand_in_the_documentation_as_in_the_schema(page, section):
+    text = (Path(__file__).resolve().parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    rows = list(_settings(section))
+    assert len(rows) > 10
     assert re.findall(r"^\| `([a-z_.]+)` \| (\S+) \| (.+) \|$", text, flags=re.MULTILINE) == rows
 
 
@@ -74,4 +75,8 @@ def _settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _settings(field.annotation, f"{path}{name}.")
         else:
-            yield f"{path}{name}", yaml.safe_dump(field.default).split("\n")[0], str(field.description)
+            yield (
+                f"{path}{name}",
+                yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0],
+                str(field.description),
+            )

@@ -11,7 +11,9 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from salmacli.checkpoints.combine import combine
+from salmacli.checkpoints.contents import Contents
 from salmacli.checkpoints.decoders import ORIGINAL, with_originals
+from salmacli.checkpoints.empty import empty_model
 from salmacli.checkpoints.files.tensors import MAX_SHARD_BYTES, WEIGHTS
 from salmacli.checkpoints.load import CheckpointInfo, build_model, fill, load_checkpoint
 from salmacli.checkpoints.save import contents_of, write_folder
@@ -19,7 +21,9 @@ from salmacli.checkpoints.sources.opening import open_source
 from salmacli.checkpoints.sources.parts import Parts
 from salmacli.config.schema import ModelConfig
 from salmacli.errors import CheckpointError, ConfigError
+from salmacli.models.mllm import chat_of
 from salmacli.models.salma import Salma
+from salmacli.models.tokenizer import build_tokenizer
 
 
 class SalmaModel(Salma):
@@ -70,6 +74,26 @@ class SalmaModel(Salma):
         if config.mllm.base is None and config.sam2.base is None:
             _check_decoders(config, [])
             return super().build(config, expressions)  # type: ignore[return-value]
+        model, contents, info = cls._of_bases(config)
+        fill(model, contents.tensors, info.path)
+        model.info = info
+        return model
+
+    @classmethod
+    def outline(cls, config: ModelConfig, expressions: Iterable[str]) -> SalmaModel:
+        """The model of `build` without memory for its tensors; bases are opened and checked, their weights not read.
+
+        Args:
+            config, expressions: As of `build`; errors, too.
+        """
+        if config.mllm.base is not None or config.sam2.base is not None:
+            return cls._of_bases(config)[0]
+        _check_decoders(config, [])
+        return empty_model(config, build_tokenizer(expressions, config.mllm.vocabulary, chat_of(config.mllm)), cls)
+
+    @classmethod
+    def _of_bases(cls, config: ModelConfig) -> tuple[SalmaModel, Contents, CheckpointInfo]:
+        """An empty model, what fills it, and where that comes from."""
         opened = [open_source(base) for base in (config.mllm.base, config.sam2.base) if base is not None]
         for part in opened:
             _check_agreement(config, part)
@@ -83,10 +107,8 @@ class SalmaModel(Salma):
         for section in ("mllm", "sam2"):
             contents.model[section]["base"] = getattr(config, section).base
         place = Path(" + ".join(part.name for part in parts))
-        model = build_model(contents, place, cls)
-        fill(model, contents.tensors, place)
-        model.info = CheckpointInfo(place, parts[0].layout, 0, {}, contents.provenance)
-        return model
+        info = CheckpointInfo(place, parts[0].layout, 0, {}, contents.provenance)
+        return build_model(contents, place, cls), contents, info
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         """Write the model as a folder that `from_pretrained` reads, whole or not at all.

@@ -52,6 +52,7 @@ def save_checkpoint(
     step: int,
     trainer_state: Mapping[str, Any] | None = None,
     weights: Weights | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a checkpoint folder; an older one of the same name is replaced only when the new one is complete.
 
@@ -62,6 +63,7 @@ def save_checkpoint(
         step: Optimiser steps made.
         trainer_state: Plain data and tensors; None writes no ``ckpt.pth``.
         weights: What is saved; the model's own if not given.
+        folders: Finished folders that are moved into the checkpoint, by their names there.
 
     Raises:
         CheckpointError: The disk lacks the room.
@@ -76,7 +78,12 @@ def save_checkpoint(
     if trainer_state is not None:
         trained = trained_tensors(model, weights.state, everything=weights.averages is not None)
         beside = {"state": dict(trainer_state), "trained": trained, "frozen": weights.frozen}
-    write_folder(folder, contents, beside)
+
+    def move_in(part: Path) -> None:
+        for name, place in (folders or {}).items():
+            place.rename(part / name)
+
+    write_folder(folder, contents, beside, check=move_in)
 
 
 @dataclass(frozen=True)

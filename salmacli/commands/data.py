@@ -1,18 +1,20 @@
-"""``salma data``: make the synthetic benchmark and look at it."""
+"""``salma data``: make the synthetic benchmark, look at it, and check the sets on disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Make the synthetic benchmark, and look at it.", no_args_is_help=True)
+from salmacli.errors import DataError, UsageError
 
+if TYPE_CHECKING:
+    from salmacli.data.benchmarks import Benchmark
+    from salmacli.data.talks import TalkSet
+    from salmacli.engine.progress import Progress
 
-@app.callback()
-def _data() -> None:
-    """Keeps ``make`` a command of its own while there is only one."""
+app = typer.Typer(help="Make the synthetic benchmark, and check data.", no_args_is_help=True)
 
 
 @app.command()
@@ -49,6 +51,58 @@ def make(
     result(_table(out, marker))
     for sheet in sheets:
         say(f"wrote: {sheet}")
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The layout: mevis, refcoco, llava, …")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The set's folder in its official layout; the synthetic benchmark if not given."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="The split; if not given the one that people report, of sets for training alone train."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Look for every file, but decode no picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look through a set on disk and tell all that is missing, broken or does not fit; exit code 4 if anything is.
+
+    Nothing is changed. Training would drop and count what is told here.
+    """
+    from salmacli.data.readers.checks import tolerant
+    from salmacli.engine.verify import verify as verify_set
+    from salmacli.report.console import emit_json, result
+    from salmacli.report.progress import TerminalProgress
+    from salmacli.report.verified import summary, tables
+
+    progress = TerminalProgress()
+    with tolerant() as faults:
+        found = _opened(name, data, split, progress)
+    findings, left_out = verify_set(found, faults, quick, progress)
+    told = summary(found, findings, left_out, quick)
+    if as_json:
+        emit_json(told)
+    else:
+        result(tables(told))
+    if findings.faults:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _opened(name: str, data: Path | None, split: str | None, progress: Progress) -> Benchmark | TalkSet:
+    from salmacli.data.benchmarks import DEFAULT_SPLITS
+    from salmacli.data.sets import NAMES, open_set
+    from salmacli.engine.sources import open_source
+
+    if name not in NAMES:
+        raise UsageError(f"there is no set {name!r}", f"choose one of {', '.join(NAMES)}")
+    split = split or DEFAULT_SPLITS.get(name, "train")
+    if data is not None:
+        return open_set(name, data, split)
+    if name not in DEFAULT_SPLITS:
+        raise UsageError(f"there is no synthetic {name}", "give its folder with --data")
+    return open_source(name, None, split, progress)
 
 
 def _is_made(out: Path, seed: int, sizes: dict[str, int]) -> bool:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from salmacli.engine.flops import Cost
     from salmacli.models.salma import Salma
 
-_MBA = ("visual pre-pass", "CMA")
+_MBA = ("visual pre-pass", "CMA", "CMA in the mask decoder")
 
 
 def flops(
@@ -20,14 +20,21 @@ def flops(
         Optional[Path],  # noqa: UP045 - Typer evaluates this on Python 3.10
         typer.Option(help="Count the model of this checkpoint instead."),
     ] = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", metavar="A.B=VALUE", help="Change the preset, e.g. model.cma.levels=[16,8]; repeatable."),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Length of the video.")] = 12,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Count the floating-point operations of every part, for one expression in one video."""
     from salmacli.engine.flops import measure
+    from salmacli.errors import UsageError
     from salmacli.report.console import emit_json, result, say
 
-    model = _model(preset, checkpoint)
+    if checkpoint is not None and settings:
+        raise UsageError("--set changes a preset, and a checkpoint is what it is", "leave one of them out")
+    model = _model(preset, checkpoint, settings or [])
     mode = model.config.inference_mode
     costs = measure(model, frames)
     name = str(checkpoint or preset)
@@ -41,7 +48,7 @@ def flops(
         result(f"CMA with its visual pre-pass: {extra / sum(cost.total for cost in costs):.2%} of the whole")
 
 
-def _model(preset: str, checkpoint: Path | None) -> Salma:
+def _model(preset: str, checkpoint: Path | None, settings: list[str]) -> Salma:
     """Of shapes alone: weights are neither made nor read."""
     if checkpoint is not None:
         from salmacli.checkpoints.load import build_model, read_contents
@@ -54,7 +61,7 @@ def _model(preset: str, checkpoint: Path | None) -> Salma:
     from salmacli.models.mllm import chat_of
     from salmacli.models.tokenizer import build_tokenizer
 
-    config = load_config(preset, ["model.cma.enabled=true"]).model
+    config = load_config(preset, ["model.cma.enabled=true", *settings]).model
     return empty_model(config, build_tokenizer([EXPRESSION], config.mllm.vocabulary, chat_of(config.mllm)))
 
 

@@ -98,7 +98,9 @@ class CmaConfig(Settings):
     """Mask-biased cross-modal attention (MBA)."""
 
     enabled: bool = Field(False, description="attend from the image features to the expression before the mask decoder")
-    topk: int | None = Field(2, ge=1, description="how many language tokens the router keeps; null keeps all")
+    topk: int | None = Field(
+        2, ge=1, description="how many language tokens the router keeps; null keeps all. Pooling mean and cls have none"
+    )
     mba: Literal["gate", "bias", "off"] = Field(
         "gate",
         description="how the class-agnostic prior acts: gates what is attended, biases attention to the text, or not",
@@ -124,9 +126,9 @@ class CmaConfig(Settings):
     warmup_fraction: float = Field(0.10, ge=0, le=1, description="share of the steps over which the attention ramps up")
 
     @model_validator(mode="after")
-    def _distinct(self) -> CmaConfig:
-        if len(set(self.levels)) != len(self.levels):
-            raise ValueError(f"levels = {self.levels} names one twice")
+    def _levels(self) -> CmaConfig:
+        if len(set(self.levels)) != len(self.levels) or 16 not in self.levels:
+            raise ValueError(f"levels must be 16, and 8 or 4 beside it, each once, not {list(self.levels)}")
         return self
 
 
@@ -436,8 +438,23 @@ class RunConfig(Settings):
             raise ValueError("train.recipe = 'cma-only' trains nothing without model.cma.enabled")
         if self.train.quantize and self.train.recipe != "lora":
             raise ValueError(f"train.quantize = {self.train.quantize!r} needs train.recipe = 'lora'")
+        if self.train.quantize and self.train.sharding in ("fsdp2", "zero3"):
+            raise ValueError(f"train.sharding = {self.train.sharding!r} cannot share out quantised weights")
+        if self.train.sharding == "zero3":
+            self._fits_zero3()
         if self.train.memory and self.data.decoded_frames <= self.data.prompted_frames:
             raise ValueError(
                 f"train.memory needs more data.decoded_frames than data.prompted_frames = {self.data.prompted_frames}"
             )
         return self
+
+    def _fits_zero3(self) -> None:
+        """ZeRO-3 takes parameters away as soon as their module has run, on all devices at once."""
+        quiet = [one.set for one in self.data.train if one.set in ("llava", "chatunivi", "osprey")]
+        for wrong, what in (
+            (self.train.ema is not None, "train.ema"),
+            (self.train.validation.every is not None, "train.validation.every"),
+            (bool(quiet), f"data.train with sets without masks ({', '.join(quiet)})"),
+        ):
+            if wrong:
+                raise ValueError(f"train.sharding = 'zero3' does not go with {what}; fsdp2 does")

@@ -1,1 +1,1 @@
-"""What is read: benchmarks, synthetic scenes, frames, RLE, templates, mixing, collate."""
+"""What is read: benchmarks, synthetic scenes, frames, RLE, templates, training, collate."""

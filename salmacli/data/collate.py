@@ -13,18 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from salmacli.data.conversation import (
-    IGNORE,
-    INTERNVL,
-    REGION,
-    Branch,
-    ChatFormat,
-    Packed,
-    dialogue,
-    pack,
-    prefix,
-)
-from salmacli.data.tiles import shown_of
+from salmacli.data.conversation import IGNORE, INTERNVL, ChatFormat
+from salmacli.data.rows import Row, Telling
 from salmacli.data.training.clips import BadClip, Clip
 from salmacli.errors import DataError
 
@@ -118,30 +108,6 @@ def to_pixels(
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One clip as it is told.
-
-    Attributes:
-        clip: what is told.
-        parts: the frames and tiles that are shown.
-        talk: its conversation.
-        objects: which of the clip's objects have their `[SEG]` in it.
-        seen: (G,) per placeholder, the language position of its parts.
-    """
-
-    clip: Clip
-    parts: tuple[np.ndarray, ...]
-    talk: Packed
-    objects: tuple[int, ...]
-    seen: np.ndarray
-
-    @property
-    def frames(self) -> tuple[np.ndarray, ...]:
-        """What is segmented: nothing where no object is left."""
-        return self.clip.frames if self.objects else ()
-
-
-@dataclass(frozen=True)
 class Collator:
     """Makes one `Batch` of several clips.
 
@@ -168,13 +134,13 @@ class Collator:
 
     def __call__(self, clips: Sequence[Clip | BadClip]) -> tuple[Batch, list[BadClip]]:
         """Batch the clips that can be told and hand on the others; without any, the batch holds a filler."""
-        rows, bad = list[_Row](), list[BadClip]()
+        rows, bad, telling = list[Row](), list[BadClip](), self._telling
         for clip in clips:
             if isinstance(clip, BadClip):
                 bad.append(clip)
                 continue
             try:
-                rows.append(self._row(clip))
+                rows.append(telling.row(clip))
             except DataError as error:
                 bad.append(BadClip(clip.name, str(error)))
         return self._batch(rows), bad
@@ -185,10 +151,15 @@ class Collator:
         Raises:
             DataError: one cannot.
         """
-        return self._batch([self._row(clip) for clip in clips])
+        telling = self._telling
+        return self._batch([telling.row(clip) for clip in clips])
 
-    def _batch(self, rows: Sequence[_Row]) -> Batch:
-        talks = [row.talk for row in rows] or [self._filler()]
+    @property
+    def _telling(self) -> Telling:
+        return Telling(self.tokenizer, self.chat, self.mllm_size, self.tokens_per_frame, self.tiles, self.max_tokens)
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        talks = [row.talk for row in rows] or [self._telling.filler()]
         length = max(len(talk.ids) for talk in talks)
         parts = [len(row.parts) * self.tokens_per_frame for row in rows]
         seen = [offset + row.seen for offset, row in zip(np.cumsum([0, *parts]), rows, strict=False)]
@@ -208,73 +179,7 @@ class Collator:
             **self._masks(rows),
         )
 
-    def _row(self, clip: Clip) -> _Row:
-        """What is told of a clip, cut where it would be too long."""
-        pictures = [self._parts(picture, clip.still) for picture in clip.shown]
-        tokens = [len(parts) * self.tokens_per_frame for parts in pictures]
-        start = prefix(self.tokenizer, self.chat, tokens)
-        cells = [self._cells(region) for region in clip.regions]
-        room, branches, objects, said = self.max_tokens - len(start), list[Branch](), list[int](), 0
-        for turns in clip.dialogues:
-            pointed = sum(turn.question.count(REGION) for turn in turns)
-            whole = dialogue(self.tokenizer, self.chat, turns, cells[:pointed], bool(pictures))
-            del cells[:pointed]
-            part = whole.cut(room)
-            # Of a dialogue that lost all its [SEG], or all its answers, nothing is worth reading.
-            if (part.segs or not whole.segs) and (part.labels != IGNORE).any():
-                branches.append(part)
-                objects += range(said, said + len(part.segs))
-                room -= len(part.ids)
-            said += len(whole.segs)
-        if said != len(clip.targets):
-            raise DataError(f"its answers have {said} [SEG] for {len(clip.targets)} objects", "take [SEG] out of them")
-        if not branches:
-            raise DataError(
-                f"its conversation is longer than data.max_tokens = {self.max_tokens} before anything is answered",
-                "raise it, or show less: model.tiles, model.clip_frames",
-            )
-        talk = pack(start, branches)
-        parts = tuple(part for picture in pictures for part in picture)
-        # What is pointed at is seen in the first picture: in the whole of it, which is the last of its tiles.
-        whole_picture = (len(pictures[0]) - 1) * self.tokens_per_frame if pictures else 0
-        places = talk.ids == self.tokenizer.convert_tokens_to_ids(self.chat.image_context)
-        pointed_at = talk.cells[places]
-        seen = np.where(pointed_at >= 0, whole_picture + pointed_at, np.cumsum(pointed_at < 0) - 1)
-        return _Row(clip, parts, talk, tuple(objects), seen)
-
-    def _filler(self) -> Packed:
-        """A conversation in which nothing is said, so that a process without a sample can take part in a step."""
-        begin = prefix(self.tokenizer, self.chat, [])
-        return pack(begin, [])
-
-    def _parts(self, picture: np.ndarray, still: bool) -> list[np.ndarray]:
-        """The tiles of a picture, or a frame of a video as it is."""
-        return shown_of(picture, self.mllm_size[0], self.tiles) if still else [picture]
-
-    def _cells(self, region: np.ndarray) -> np.ndarray:
-        """Which of a picture's language positions a region (H, W) covers, row by row; at least one.
-
-        Source: the released Sa2VA, which looks at the nearest pixel of each position; a region that none of them meets
-        gets the one of which it covers most.
-        """
-        (height, width), (rows, columns) = region.shape, self._grid
-        y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns
-        found = np.flatnonzero(region[y[:, None], x])
-        if len(found):
-            return found
-        if not region.any():
-            raise DataError("it points at an empty region", "take it out of the set")
-        inside_y, inside_x = np.nonzero(region)
-        met = (inside_y * rows // height) * columns + inside_x * columns // width
-        return np.array([np.bincount(met).argmax()])
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        """Rows and columns of a picture's language positions."""
-        rows = round((self.tokens_per_frame * self.mllm_size[0] / self.mllm_size[1]) ** 0.5)
-        return rows, self.tokens_per_frame // rows
-
-    def _masks(self, rows: Sequence[_Row]) -> dict[str, Tensor]:
+    def _masks(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """What is segmented: every object of a clip in every decoded frame of that clip."""
         frame_of, object_of, identity, seeds, frame_seeds = [], [], [], [], []
         frames, objects, side = 0, 0, self.sam_size

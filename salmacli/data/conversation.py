@@ -159,7 +159,9 @@ def dialogue(
     Raises:
         DataError: a text holds the placeholder, or another number of `REGION` than there are regions.
     """
-    pointed = list(regions)
+    pointed, named = list(regions), sum(turn.question.count(REGION) for turn in turns)
+    if named != len(pointed):
+        raise DataError(f"its questions point at {named} regions, and it has {len(pointed)}", "name each of them once")
     parts: list[Branch] = []
     for number, turn in enumerate(turns):
         here = turn.question.count(REGION)
@@ -170,11 +172,8 @@ def dialogue(
             parts.append(_answer(tokenizer, turn.answer, parts[-1].words))
     joined = _joined(parts)
     placeholders = joined.ids == tokenizer.convert_tokens_to_ids(chat.image_context)
-    if pointed or not np.array_equal(placeholders, joined.cells >= 0):
-        raise DataError(
-            f"the texts name {chat.image_context}, or other than {len(regions)} regions",
-            f"take {chat.image_context} out of them, and name each region once",
-        )
+    if not np.array_equal(placeholders, joined.cells >= 0):
+        raise DataError(f"its texts name {chat.image_context}", "take it out of them")
     return joined
 
 

@@ -34,6 +34,9 @@ _PLACES: dict[TrainingSet, str] = {
 }
 
 
+NAMES: tuple[TrainingSet, ...] = tuple(_PLACES)
+
+
 def usual_place(name: TrainingSet, data_root: Path) -> Path:
     """Where a set lies below the folder of all data, in the layout that Sa2VA's training data unpack to.
 

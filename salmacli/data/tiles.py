@@ -10,7 +10,7 @@ MOST_TILES = 12
 
 def bicubic(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize uint8 (H, W, 3) with Pillow's bicubic filter, aspect not kept: (height, width, 3) uint8."""
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def tiles(frame: np.ndarray, side: int, most: int = MOST_TILES) -> list[np.ndarray]:

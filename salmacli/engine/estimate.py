@@ -270,7 +270,9 @@ def _tower(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
     kept = 0
     if _trains(model, TOWER):
         layers = getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0))
-        per_token = (44 if kinds.whole else 32) * vision.hidden_size + (8 if kinds.whole else 4) * vision.intermediate_size
+        per_token = (44 if kinds.whole else 32) * vision.hidden_size + (
+            8 if kinds.whole else 4
+        ) * vision.intermediate_size
         kept = layers * per_token * _tower_tokens(model) * load.pictures
     width = model.mllm.model.config.text_config.hidden_size
     return int(kept + 6 * kinds.half * width * model.mllm.tokens_per_frame * load.pictures)

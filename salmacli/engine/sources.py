@@ -10,7 +10,7 @@ from typing import Any
 
 from salmacli.config.schema import DataConfig, DatasetConfig, ModelConfig
 from salmacli.data.benchmarks import DEFAULT_SPLITS, Benchmark, open_benchmark
-from salmacli.data.sets import open_set, usual_place
+from salmacli.data.sets import open_tolerantly, usual_place
 from salmacli.data.synthetic import ensure_synthetic, open_synthetic
 from salmacli.data.talks import TalkSet
 from salmacli.data.training.mix import Grouping, Source, TrainingMix
@@ -48,23 +48,36 @@ def open_source(name: str, root: Path | None, split: str | None, progress: Progr
 def open_mix(data: DataConfig, model: ModelConfig, seed: int, progress: Progress) -> TrainingMix:
     """Open every member of the training mix.
 
+    What is broken in a set's own file is left out, and told.
+
     Raises:
-        DataError: a folder does not hold its set, no folder is named for a set that has no synthetic stand-in, or there
-            is nothing to train on.
+        DataError: a folder does not hold its set, more of it is broken than `data.max_bad_fraction` allows, no folder
+            is named for a set that has no synthetic stand-in, or there is nothing to train on.
     """
-    sources = [Source(_member(one, data.root, progress), one.repeats) for one in data.train]
+    sources = [Source(_member(one, data, progress), one.repeats) for one in data.train]
     sampling = Sampling(model.clip_frames, data.decoded_frames, data.expressions, data.choice)
     tokens = model.mllm.native.get("image_seq_length", USUAL_PICTURE_TOKENS)
     return TrainingMix(sources, seed, sampling, Grouping(tokens, model.tiles) if data.group_lengths else None)
 
 
-def _member(one: DatasetConfig, data_root: Path | None, progress: Progress) -> Benchmark | TalkSet:
-    root = one.root or (data_root and usual_place(one.set, data_root))
-    if root is not None:
-        return open_set(one.set, root, one.split)
-    if one.set not in DEFAULT_SPLITS:
-        raise DataError(f"{one.set}: no folder is named", "set data.root, or the root of this member of data.train")
-    return open_source(one.set, None, one.split, progress)
+def _member(one: DatasetConfig, data: DataConfig, progress: Progress) -> Benchmark | TalkSet:
+    root = one.root or (data.root and usual_place(one.set, data.root))
+    if root is None:
+        if one.set not in DEFAULT_SPLITS:
+            raise DataError(f"{one.set}: no folder is named", "set data.root, or the root of this member of data.train")
+        return open_source(one.set, None, one.split, progress)
+    opened, faults = open_tolerantly(one.set, root, one.split)
+    if faults:
+        what = f"{one.set}: {len(faults)} broken entries, the first: {faults[0]}"
+        if len(faults) > max(data.max_bad_fraction * (len(faults) + _entries(opened)), 1):
+            mend = f"mend them, or raise data.max_bad_fraction = {data.max_bad_fraction}"
+            raise DataError(what, f"{mend}; salma data verify {one.set} names all")
+        progress.say(f"left out of {what}")
+    return opened
+
+
+def _entries(opened: Benchmark | TalkSet) -> int:
+    return sum(len(video.expressions) for video in opened.videos) if isinstance(opened, Benchmark) else len(opened)
 
 
 def describe(sets: Sequence[Benchmark | TalkSet]) -> list[dict[str, Any]]:
@@ -86,8 +99,7 @@ def _described(benchmark: Benchmark) -> dict[str, Any]:
     for video in benchmark.videos:
         asked = [(expression.id, expression.text, expression.targets) for expression in video.expressions]
         digest.update(repr((video.name, video.frames, asked)).encode())
-    expressions = sum(len(video.expressions) for video in benchmark.videos)
-    return {"videos": len(benchmark.videos), "expressions": expressions, "sha256": digest.hexdigest()}
+    return {"videos": len(benchmark.videos), "expressions": _entries(benchmark), "sha256": digest.hexdigest()}
 
 
 def _told(talks: TalkSet) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from salmacli.data import rle
@@ -86,11 +89,16 @@ def verify(
     for error in faults:
         findings.fault(_kind(str(error), ENTRIES), error)
     checker = _Checker(quick)
-    work, left_out = (checker.video, {}) if isinstance(found, Benchmark) else (checker.talk, found.dropped)
-    items = [(found, n) for n in range(len(found.videos) if isinstance(found, Benchmark) else len(found))]
-    progress.start(f"verify {found.name} {found.split}", len(items))
+    work: Iterator[Callable[[], Findings]]
+    if isinstance(found, Benchmark):
+        total, left_out = len(found.videos), {}
+        work = (partial(checker.video, found, video) for video in found.videos)
+    else:
+        total, left_out = len(found), found.dropped
+        work = (partial(checker.talk, found, number) for number in range(total))
+    progress.start(f"verify {found.name} {found.split}", total)
     threads = os.cpu_count() or 1
-    for one in in_order(work, items, threads, ahead=4 * threads):
+    for one in in_order(lambda check: check(), work, threads, ahead=4 * threads):
         findings.add(one)
         progress.advance(faults=findings.faults.total())
     progress.finish()
@@ -106,12 +114,11 @@ class _Checker:
 
     def __init__(self, quick: bool) -> None:
         self._quick = quick
-        self._seen: set[Any] = set()  # a picture may be shown in many talks
+        self._sizes: dict[str, tuple[int, int] | None] = {}  # a picture may be shown in many talks
+        self._lock = Lock()
 
-    def video(self, item: tuple[Benchmark, int]) -> Findings:
+    def video(self, benchmark: Benchmark, video: Video) -> Findings:
         """A video with its expressions, its frames and the masks of all that is annotated in it."""
-        benchmark, number = item
-        video = benchmark.videos[number]
         findings = Findings()
         findings.counts.update({"pictures" if benchmark.still else "videos": 1, "expressions": len(video.expressions)})
         size = None
@@ -125,47 +132,55 @@ class _Checker:
                 _check_track(track, video, size, where, findings)
         return findings
 
-    def talk(self, item: tuple[TalkSet, int]) -> Findings:
+    def talk(self, talks: TalkSet, number: int) -> Findings:
         """A talk with its picture or video, and its masks."""
-        talks, number = item
         findings = Findings(Counter(talks=1))
-        size, keys = None, ()
+        size: tuple[int, int] | None = None
+        keys: tuple[str, ...] = ()
         with findings.noting(ENTRIES):
             talk = talks.talk(number)
             findings.counts["rounds"] += len(talk.rounds)
             keys = talk.targets + talk.regions
+        if findings.faults:
+            return findings  # of a record that is broken no more is told
         with findings.noting(PICTURES):
             frames = talks.frames(number)
             if frames is not None:
                 findings.counts["with a picture" if talks.still else "with a video"] += 1
                 size = self._frames(frames, findings)
-        for key in keys if size is not None else ():
-            findings.counts["masks"] += 1
-            with findings.noting(MASKS):
-                talks.mask(number, key, size)
+        if size is not None:
+            for key in keys:
+                findings.counts["masks"] += 1
+                with findings.noting(MASKS):
+                    talks.mask(number, key, size)
         return findings
 
     def _frames(self, frames: FrameSource, findings: Findings) -> tuple[int, int] | None:
         """Looks at all frames; gives their size, or None where it is not known."""
-        for file in frames.files:
-            if not file.is_file():
-                findings.fault(MISSING, f"frame {file} does not exist; copy it again")
-        if frames.files and not frames.files[0].is_file():
+        missing = [file for file in frames.files if not file.is_file()]
+        for file in missing:
+            findings.fault(MISSING, f"frame {file} does not exist; copy it again")
+        if frames.files and frames.files[0] in missing:
             return None
-        size = frames.size
-        key = frames.path, len(frames)
-        if self._quick or key in self._seen:
-            return size
-        self._seen.add(key)
-        if frames.files:
-            for number, file in enumerate(frames.files):
-                if file.is_file():
-                    with findings.noting(PICTURES):
-                        frames[number]
-        else:
-            for _ in frames:
-                pass
-        return size
+        shown = str(frames.files[0] if frames.files else frames.path)
+        with self._lock:
+            first = shown not in self._sizes
+            if first:
+                self._sizes[shown] = None  # and so it stays if the header cannot be read
+                self._sizes[shown] = frames.size
+        if first and not self._quick:
+            _decode(frames, missing, findings)
+        return self._sizes[shown]
+
+
+def _decode(frames: FrameSource, missing: Sequence[Path], findings: Findings) -> None:
+    if not frames.files:
+        for _ in frames:
+            pass
+    for number, file in enumerate(frames.files):
+        if file not in missing:
+            with findings.noting(PICTURES):
+                frames[number]
 
 
 def _tracks(
@@ -173,13 +188,15 @@ def _tracks(
 ) -> Iterator[tuple[str, Sequence[Mapping[str, Any] | None]]]:
     """All that is annotated in a video, each but once, with what to call it."""
     where = f"{benchmark.truth_path(video)}, video {video.name}"
-    asked = {}
-    for expression in video.expressions:
-        asked.setdefault(expression.targets, expression)
-    for expression in asked.values():
+    seen: set[str] = set()
+    for expression in {one.targets: one for one in video.expressions}.values():
+        if seen.issuperset(expression.targets):
+            continue
         with findings.noting(MASKS):
-            for key, track in zip(expression.targets, benchmark.objects(video, expression) or (), strict=False):
-                yield f"{where}, mask {key}", track
+            for key, track in zip(expression.targets, benchmark.objects(video, expression) or (), strict=True):
+                if key not in seen:
+                    yield f"{where}, mask {key}", track
+        seen.update(expression.targets)
     with findings.noting(MASKS):
         for number, track in enumerate(benchmark.annotated(video) or ()):
             yield f"{benchmark.root}, video {video.name}, object {number} of the foreground", track
@@ -210,7 +227,7 @@ def _kind(message: str, usual: str) -> str:
     words = {
         NAMES: ("is not a plain name",),
         EMPTY: ("expression is empty", "text is empty", "caption is empty"),
-        MISSING: ("does not exist", "is missing", "has no "),
+        MISSING: ("does not exist", "is missing"),
         SIZES: ("is of size", "it is about a picture of size", ", the first is "),
     }
     return next((kind for kind, parts in words.items() if any(part in message for part in parts)), usual)

@@ -106,8 +106,12 @@ class Attention(nn.Module):
             (M, C, H, W); equal to `x` bit for bit while gamma is 0.
         """
         flat, bias = x.flatten(2).transpose(1, 2), prior.flatten(1) / self.config.tau
+        # One factor for all: gradients need the message once, not at each of several products.
+        factor = self.gamma * strength
+        if self.config.mba == "gate":
+            factor = factor * torch.sigmoid(bias).unsqueeze(-1)
         for _ in range(self.config.layers):
-            flat = flat + self.gamma * (strength * self._message(flat, text, bias))
+            flat = flat + factor.to(flat.dtype) * self._message(flat, text, bias)
         return flat.transpose(1, 2).reshape(x.shape)
 
     def _message(self, flat: Tensor, text: Text, prior: Tensor) -> Tensor:
@@ -117,11 +121,7 @@ class Attention(nn.Module):
         if self.film is not None:
             scale, shift = self.film(text.mean).unsqueeze(1).chunk(2, dim=-1)
             message = message + pixels * scale + shift
-        if self.gate is not None:
-            message = self.gate(flat, message)
-        if self.config.mba == "gate":
-            message = message * torch.sigmoid(prior).unsqueeze(-1).to(message.dtype)
-        return cast(Tensor, message)
+        return cast(Tensor, message if self.gate is None else self.gate(flat, message))
 
     def _attention(self, pixels: Tensor, text: Text, prior: Tensor) -> Tensor:
         """Multi-head attention (M, HW, C) with the router's weights, and in bias mode the prior, on the keys."""

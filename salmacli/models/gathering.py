@@ -37,8 +37,8 @@ class _GatheredRows(torch.autograd.Function):
         counts = [rows.new_zeros(1, dtype=torch.long) for _ in range(process_count())]
         dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
         lengths = [int(count) for count in counts]
-        # Collectives want equal shapes.
-        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        # Collectives want equal shapes, and something in them.
+        padded = rows.new_zeros(max(*lengths, 1), *rows.shape[1:])
         padded[: len(rows)] = rows
         everywhere = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(everywhere, padded)

@@ -38,6 +38,8 @@ def quantize(mllm: Mllm, bits: str, compute: torch.dtype) -> None:
         if bits == "4bit":
             new: Any = bnb.Linear4bit(*sizes, compute_dtype=compute, quant_type="nf4", device="meta")
             new.weight = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new).to(device)
+            # Some CPUs would get a coarser format as soon as the model is evaluated, and training would go on so.
+            new.support_avx512bf16_for_cpu = False
         else:
             new = bnb.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
             new.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)

@@ -34,6 +34,17 @@ def test_presets_of_real_size_need_no_weights(capsys: pytest.CaptureFixture[str]
     assert parts["vision tower"]["runs"] == 5
 
 
+def test_options_of_the_attention_are_counted(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(flops, "measure", lambda model, frames: given.append(model.config.cma) or [])
+    assert main(["flops", "--set", "model.cma.levels=[16, 4]", "--set", "model.cma.layers=2"]) == 0
+    assert given[0].levels == (16, 4) and given[0].layers == 2
+    capsys.readouterr()
+    assert main(["flops", "--set", "model.cma.levels=[8]"]) == 3
+    assert "levels must be 16" in capsys.readouterr().err
+    assert main(["flops", "--checkpoint", "x", "--set", "model.cma.layers=2"]) == 2
+
+
 def test_an_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flops", "--preset", "huge"]) == 2
     assert "tiny" in capsys.readouterr().err

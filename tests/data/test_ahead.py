@@ -81,6 +81,20 @@ def test_a_consumer_that_stops_early_ends_the_threads_and_what_has_not_begun():
     assert len(begun) < 10
 
 
+def test_without_threads_the_consumer_works_itself_and_nothing_ahead():
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(threading.get_ident())
+        return 10 // number
+
+    results = in_order(work, iter([2, 1, 0]), threads=0, ahead=5)
+    assert next(results) == 5 and begun == [threading.get_ident()]
+    assert next(results) == 10
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
 def test_results_that_were_taken_are_let_go():
     class Big:
         living = 0

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from salmacli.data.collate import Collator, to_pixels
-from salmacli.data.conversation import IGNORE, INTERNVL, QWEN_VL, branch, pack, prefix
-from salmacli.data.templates import ANSWERS, QUESTIONS
+from salmacli.data.conversation import IGNORE, INTERNVL, QWEN_VL, Turn, branch, dialogue, pack, prefix
+from salmacli.data.templates import ANSWERS, ASKED, DESCRIBED, QUESTIONS
+from salmacli.errors import DataError
 from salmacli.models.tokenizer import build_tokenizer, special_tokens
 
 TEXTS = ["the red circle", "the big blue square left of the ring"]
@@ -29,14 +29,15 @@ def test_tokenizer_depends_only_on_the_set_of_expressions():
     assert first.get_vocab() == second.get_vocab()
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", [*QUESTIONS, *ASKED, *DESCRIBED])
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_a_branch_knows_its_words_its_answer_and_its_seg(tokenizer, question, answer):
     one = branch(tokenizer, INTERNVL, TEXTS[1], question, answer)
     assert tokenizer.decode(one.ids[one.words]).strip() == TEXTS[1]
     assert tokenizer.decode(one.ids[one.labels != IGNORE]) == answer + "<|im_end|>"
-    assert tokenizer.convert_ids_to_tokens(int(one.ids[one.seg])) == "[SEG]"
-    assert branch(tokenizer, INTERNVL, TEXTS[1], question, None).seg is None
+    assert tokenizer.convert_ids_to_tokens(one.ids[list(one.segs)]) == ["[SEG]"]
+    assert [phrase.tolist() for phrase in one.phrases] == [np.flatnonzero(one.words).tolist()]
+    assert branch(tokenizer, INTERNVL, TEXTS[1], question, None).segs == ()
 
 
 @pytest.mark.parametrize("chat", [INTERNVL, QWEN_VL])
@@ -54,6 +55,7 @@ def test_a_full_stop_is_not_doubled(tokenizer):
     dotted = branch(tokenizer, INTERNVL, "the ring.", QUESTIONS[0], None)
     assert np.array_equal(plain.ids, dotted.ids)
     assert dotted.words.sum() == plain.words.sum() + 1
+    assert ".?" not in tokenizer.decode(branch(tokenizer, INTERNVL, "the ring.", "Is it {expression}?", None).ids)
 
 
 def test_a_prefix_begins_as_every_text_of_its_tokenizer(tokenizer):
@@ -78,25 +80,60 @@ def test_packed_branches_start_where_the_prefix_ends(tokenizer):
     for n, one in enumerate(branches):
         assert np.array_equal(row.ids[row.branch == n], one.ids)
         assert row.positions[row.branch == n][0] == len(start)
-        assert row.segs[n] == np.flatnonzero(row.branch == n)[one.seg]
-    with pytest.raises(ValueError, match=r"\[SEG\]"):
-        pack(start, [branch(tokenizer, INTERNVL, "x", QUESTIONS[0], "I see none.")])
+        assert row.segs[n] == np.flatnonzero(row.branch == n)[one.segs[0]]
+        assert np.array_equal(row.ids[row.phrases[n]], one.ids[one.words])
 
 
-def test_pixels_are_resized_and_normalised():
-    white = np.full((10, 30, 3), 255, np.uint8)
-    pixels = to_pixels([white, white[:5]], (8, 8))
-    assert pixels.shape == (2, 3, 8, 8)
-    assert pixels[0, 0, 0, 0] == pytest.approx((1 - 0.485) / 0.229, rel=1e-5)
+def test_rounds_of_a_dialogue_are_one_chat(tokenizer):
+    turns = [Turn("What is it?", "A ring."), Turn("Where?", "On the <p> left </p> [SEG].")]
+    one = dialogue(tokenizer, INTERNVL, turns)
+    whole = (
+        "\nWhat is it?<|im_end|>\n<|im_start|>assistant\nA ring.<|im_end|>\n"
+        "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nOn the <p> left </p> [SEG].<|im_end|>"
+    )
+    assert one.ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    answered = tokenizer.decode(one.ids[one.labels != IGNORE])
+    assert answered == "A ring.<|im_end|>On the <p> left </p> [SEG].<|im_end|>"
+    assert tokenizer.decode(one.ids[one.phrases[0]]).strip() == "left"
+    assert not one.words.any() and len(one.segs) == 1
+    alone = dialogue(tokenizer, INTERNVL, turns, pictures=False)
+    assert tokenizer.decode(alone.ids).startswith("What")
 
 
-def test_targets_keep_their_place_when_resized(tokenizer):
-    from salmacli.data.training.clips import Clip
+@pytest.mark.parametrize(
+    ("answer", "phrases"),
+    [
+        ("<p> a ring </p> [SEG] and <p> a square </p> [SEG]", ["a ring", "a square"]),
+        ("<p> a ring </p> [SEG] [SEG]", ["a ring", "a ring"]),
+        ("It is [SEG], <p> a ring </p> [SEG]", ["the dog", "a ring"]),
+        ("a ring </p> [SEG] <p> a square [SEG]", ["the dog", "the dog"]),
+        ("<p> </p> [SEG]", [""]),
+    ],
+)
+def test_a_seg_stands_for_the_phrase_before_it_or_for_what_was_asked(tokenizer, answer, phrases):
+    one = branch(tokenizer, INTERNVL, "the dog", QUESTIONS[0], answer)
+    assert [tokenizer.decode(one.ids[phrase]).strip() for phrase in one.phrases] == phrases
 
-    masks = np.zeros((1, 1, 40, 80), bool)
-    masks[0, 0, :20, 40:] = True
-    frame = np.zeros((40, 80, 3), np.uint8)
-    clip = Clip("c", (frame,), (frame,), ("the ring",), (QUESTIONS[0],), (ANSWERS[0],), (("1",),), masks, masks[0])
-    batch = Collator(tokenizer, (16, 16), 4, 64).batch([clip])
-    assert batch.targets.shape == (1, 64, 64)
-    assert batch.targets[0, :32, 32:].all() and batch.targets.sum() == 32 * 32
+
+def test_what_is_cut_is_the_beginning_of_the_whole(tokenizer):
+    one = dialogue(tokenizer, INTERNVL, [Turn("What?", "[SEG] and [SEG]")])
+    for length in range(-1, len(one.ids) + 2):
+        part = one.cut(length)
+        first = max(length, 0)
+        for name in ("ids", "labels", "words", "cells"):
+            assert np.array_equal(getattr(part, name), getattr(one, name)[:first])
+        assert part.segs == tuple(seg for seg in one.segs if seg < length) and len(part.phrases) == len(part.segs)
+
+
+def test_placeholders_stand_for_regions_only(tokenizer):
+    turn = Turn("What is <vp></vp> beside <vp></vp>?", "A ring.")
+    cells = [np.array([3, 4]), np.array([7])]
+    one = dialogue(tokenizer, INTERNVL, [turn], cells)
+    assert one.cells[one.cells >= 0].tolist() == [3, 4, 7]
+    assert set(tokenizer.convert_ids_to_tokens(one.ids[one.cells >= 0])) == {"<IMG_CONTEXT>"}
+    for wrong in (cells[:1], [*cells, cells[0]]):
+        with pytest.raises(DataError, match="point at 2 regions, and it has"):
+            dialogue(tokenizer, INTERNVL, [turn], wrong)
+    for texts in (("the <IMG_CONTEXT>", None), ("the ring", "<IMG_CONTEXT> [SEG]")):
+        with pytest.raises(DataError, match="IMG_CONTEXT"):
+            branch(tokenizer, INTERNVL, texts[0], QUESTIONS[0], texts[1])

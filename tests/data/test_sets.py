@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -17,7 +18,7 @@ from salmacli.errors import DataError
 
 
 def test_every_set_has_a_usual_place_and_an_opener(tmp_path):
-    assert set(get_args(TrainingSet)) == set(sets._PLACES)
+    assert set(get_args(TrainingSet)) == set(sets.NAMES)
     for name in get_args(TrainingSet):
         assert usual_place(name, tmp_path) == tmp_path / sets._PLACES[name]
         with pytest.raises(DataError, match=f"{name}.*does not exist"):
@@ -108,3 +109,12 @@ def test_tolerance_ends_where_nothing_can_be_left_out(synthetic, tmp_path):
 
 def test_names_of_places_are_relative():
     assert not any(Path(place).is_absolute() or ".." in place for place in sets._PLACES.values())
+
+
+def test_the_documentation_names_every_set_and_its_place():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:3] for row in text.splitlines() if row.startswith("| `")]
+    places = {name: place.strip(" `") for names, place in rows[::-1] for name in re.findall(r"`([^`]+)`", names)}
+    assert {name: places[name] for name in sets.NAMES} == {
+        name: sets._PLACES[name] or "the folder itself" for name in sets.NAMES
+    }

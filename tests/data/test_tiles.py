@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from salmacli.data.tiles import bicubic, tiles
+from salmacli.data.tiles import bicubic, shown_of, tiles
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_tiles_are_the_picture_row_by_row_and_then_the_whole_of_it():
     rows = [np.concatenate(cut[:3], axis=1), np.concatenate(cut[3:6], axis=1)]
     assert np.array_equal(np.concatenate(rows), random), "a picture that fits its grid is only cut"
     assert np.array_equal(cut[-1], bicubic(random, 32, 32))
+
+
+def test_one_tile_is_the_picture_as_it_is():
+    picture = np.zeros((64, 96, 3), np.uint8)
+    (shown,) = shown_of(picture, 32, 1)
+    assert shown is picture
+    assert len(shown_of(picture, 32, 6)) == 7

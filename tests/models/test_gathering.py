@@ -53,6 +53,7 @@ def _compare_rows(own: range) -> None:
     dist.all_reduce(shared)
     assert torch.allclose(shared / 2, gradient(x, False), rtol=1e-5)
     assert torch.equal(gather_rows(numbers[mine]), numbers)
+    assert gather_rows(x[:0]).shape == (0, 4)
 
 
 def _compare_losses(own: range) -> None:

@@ -55,6 +55,12 @@ def resolve(name_or_path: str | Path, patterns: Sequence[str], revision: str | N
     return _download(name, patterns, revision)
 
 
+def is_here(name_or_path: str | Path, patterns: Sequence[str]) -> bool:
+    """Whether `resolve` would find it without a download."""
+    name = str(name_or_path)
+    return Path(name).exists() or (HUB_ID.fullmatch(name) is not None and _cached(name, patterns, None) is not None)
+
+
 def _cached(name: str, patterns: Sequence[str], revision: str | None) -> Path | None:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))

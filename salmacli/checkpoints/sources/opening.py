@@ -12,7 +12,7 @@ import torch
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 from transformers import PreTrainedTokenizerFast
 
-from salmacli.checkpoints.files.hub import resolve
+from salmacli.checkpoints.files.hub import is_here, resolve
 from salmacli.checkpoints.files.lazy import LazyTensor
 from salmacli.checkpoints.files.pickles import lazy_state_dict, open_bins, open_pickle
 from salmacli.checkpoints.files.tensors import open_safetensors
@@ -66,9 +66,19 @@ def locate(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: There is no such thing.
     """
-    _, released = HF_MODEL_ID_TO_FILENAMES.get(str(name_or_path), (None, None))
-    place = resolve(name_or_path, [released] if released else list(_WANTED))
+    place = resolve(name_or_path, _files_of(name_or_path))
     return _sam2_file(place) or place
+
+
+def is_local(name_or_path: str | Path) -> bool:
+    """Whether `locate` would find it without a download."""
+    return is_here(name_or_path, _files_of(name_or_path))
+
+
+def _files_of(name_or_path: str | Path) -> list[str]:
+    """What of a model on the hub is fetched."""
+    _, released = HF_MODEL_ID_TO_FILENAMES.get(str(name_or_path), (None, None))
+    return [released] if released else list(_WANTED)
 
 
 def open_source(name_or_path: str | Path, *, sam2_config: Given | None = None) -> Parts:

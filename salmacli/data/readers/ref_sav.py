@@ -204,4 +204,4 @@ def _below(root: Path, stated: str) -> Path:
         for tail in sorted(tails, key=len, reverse=True):
             if (base / tail).is_file():
                 return base / tail
-    raise DataError(f"refsav: {root} has no {stated}, nor sam_v_full/{'/'.join(steps[-3:])}", _MEND)
+    raise DataError(f"refsav: {stated} is missing below {root}, and so is sav_train/{'/'.join(steps[-2:])}", _MEND)

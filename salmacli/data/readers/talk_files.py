@@ -34,8 +34,8 @@ class RecordedTalks(TalkSet):
     def __init__(self, name: str, root: Path, split: str, files: Sequence[Path]) -> None:
         super().__init__(name, root, checks.split_of(split, ("train",), name))
         self.files = tuple(files)
-        self._file, self._number, self._start, self._end = array("b"), array("l"), array("q"), array("q")
-        self._lengths, self._shown = array("l"), array("b")
+        self._file, self._number, self._start, self._end = array("b"), array("i"), array("q"), array("q")
+        self._lengths, self._shown = array("i"), array("b")
         self._last: tuple[int, Any] = (-1, None)
         dropped: Counter[str] = Counter()
         columns = (self._file, self._number, self._start, self._end, self._lengths, self._shown)

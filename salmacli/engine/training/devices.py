@@ -39,6 +39,11 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
             f"train.sharding = {train.sharding!r} shares a model between devices, and there is one",
             "add --num-gpus, or leave it out",
         )
+    if train.sharding != "none" and not cuda:
+        raise ConfigError(
+            f"train.sharding = {train.sharding!r}: Accelerate shares models between GPUs only, and there is none",
+            "leave it out",
+        )
     return Accelerator(
         # Without a GPU Accelerate stays alone unless it is told that CPUs are meant.
         cpu=not cuda and several(),
@@ -82,30 +87,17 @@ def split_by_layers(accelerator: Accelerator, model: nn.Module) -> None:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Within it every process has the whole model, so that it may predict for itself, at its own pace."""
+    """Within it every process has the whole of what FSDP shares out, so that it may predict at its own pace."""
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False)
         unit.unshard()
     try:
-        with _gathered(model):
-            yield
+        yield
     finally:
         for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(True)
-
-
-@contextmanager
-def _gathered(model: nn.Module) -> Iterator[None]:
-    """ZeRO-3's parameters, whole; nothing to do for others."""
-    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        yield
 
 
 def _shipped(name: str) -> dict[str, Any]:

@@ -29,14 +29,16 @@ class Step(nn.Module):
         model: trains.
         losses: their weights.
         several: several processes train together, each on its own batches.
+        touch: give every parameter that trains a gradient, if only of 0. Processes exchange gradients part by part, and
+            one that has no mask in its batch must not leave the others waiting.
 
     Attributes:
         suspects: names the samples of the last pass that have something not finite of their own.
     """
 
-    def __init__(self, model: Salma, losses: LossConfig, several: bool) -> None:
+    def __init__(self, model: Salma, losses: LossConfig, *, several: bool = False, touch: bool = True) -> None:
         super().__init__()
-        self.model, self.losses, self.several = model, losses, several
+        self.model, self.losses, self.several, self.touch = model, losses, several, touch
         self.suspects: Callable[[], Sequence[str]] = tuple
 
     def forward(self, batch: Batch, counts: Counts, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,8 +52,7 @@ class Step(nn.Module):
         outputs = self.model(batch)
         self.suspects = lambda: not_finite(outputs, batch)
         total, parts = total_loss(outputs, batch, self.losses, counts, progress=progress, gather=self.several)
-        if self.several or not len(batch.targets) or not len(batch.mllm_pixels):
-            # Processes exchange gradients part by part: one without a mask must not leave the others waiting.
+        if self.touch and (self.several or not len(batch.targets) or not len(batch.mllm_pixels)):
             total = total + self._nothing().to(total.dtype)
         return total, parts
 

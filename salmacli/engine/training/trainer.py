@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +41,14 @@ from salmacli.engine.training.guards import (
 from salmacli.engine.training.journal import LOG, Journal
 from salmacli.engine.training.loader import loader_of
 from salmacli.engine.training.state import (
+    is_deepspeed,
     model_state,
     optimizer_state,
     random_states,
+    restore_deepspeed,
     restore_optimizer,
     restore_random,
+    save_deepspeed,
 )
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.engine.training.stopping import Stop
@@ -211,7 +214,10 @@ class Trainer:
             optimizer, round(train.warmup_fraction * train.steps), train.steps
         )
         split_by_layers(self.accelerator, self.model)
-        self.step = Step(self.model, self.config.losses, self.accelerator.num_processes > 1)
+        # ZeRO-3's parameters are there only while their modules run; every batch must run them all.
+        self.alike = train.sharding == "zero3"
+        several = self.accelerator.num_processes > 1
+        self.step = Step(self.model, self.config.losses, several=several, touch=not self.alike)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.step, optimizer)
         # Sharding has put other parameters in the places of those before.
         trained = trained_parts(self.model, self.config)
@@ -220,7 +226,7 @@ class Trainer:
         if train.ema is not None:
             self.ema = MovingAverage({k: p for part in trained.values() for k, p in part.items()}, train.ema)
         set_seed(self.config.seed, device_specific=True)  # dropout is every process's own
-        return 0 if resume is None else self._restore(load_trainer_state(resume))
+        return 0 if resume is None else self._restore(resume)
 
     def _model(self, resume: Path | None) -> SalmaModel:
         """The model as training begins with it, or goes on."""
@@ -233,9 +239,9 @@ class Trainer:
             model.mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
 
-    def _restore(self, state: Mapping[str, Any]) -> int:
+    def _restore(self, resume: Path) -> int:
         """Everything but the weights; the steps that are done."""
-        here = self.accelerator
+        here, state = self.accelerator, load_trainer_state(resume)
         restore_optimizer(here, self.wrapped, self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
         restore_random(state["random"], here.process_index)
@@ -244,6 +250,7 @@ class Trainer:
         self.looks.rounds = [(int(step), float(score)) for step, score in state["looks"]]
         if self.ema is not None:
             self.ema.restore(state["averages"])
+        restore_deepspeed(self.wrapped, resume)
         return int(state["step"])
 
     def _batches(self, first_pass: int) -> Iterator[Any]:
@@ -255,11 +262,16 @@ class Trainer:
         drawn = [next(batches) for _ in range(self.config.train.accumulate)]
         counts, bad = [counts_of(batch) for batch, _ in drawn], [clip for _, clips in drawn for clip in clips]
         own = [sum(part) for part in zip(*(vars(one).values() for one in counts), strict=True)]
-        together = torch.tensor([*own, float(len(bad)), float(self.stop.asked)], device=self.accelerator.device)
-        masks, answers, frames, dropped, asked = self.accelerator.reduce(together, "sum").tolist()
+        lacking = float(self.alike and not all(one.masks for one in counts))
+        flags = [float(len(bad)), float(self.stop.asked), lacking]
+        together = torch.tensor([*own, *flags], device=self.accelerator.device)
+        masks, answers, frames, dropped, asked, lacking = self.accelerator.reduce(together, "sum").tolist()
         if asked:
             return None
         self._count_bad([f"{clip.name}: {clip.reason}" for clip in bad], bool(dropped), step)
+        if lacking:
+            LOG.warning("step %d is left out: a batch has no mask, and ZeRO-3 needs one in each", step)
+            return [], Counts(0, 0, 0)
         ranks = self.accelerator.num_processes
         return [batch for batch, _ in drawn], Counts(masks / ranks, answers / ranks, frames / ranks)
 
@@ -303,8 +315,8 @@ class Trainer:
         with self.accelerator.autocast():
             loss, parts = self.wrapped(batch.to(self.accelerator.device), counts, progress)
         # DeepSpeed divides by the passes of a step, which the counts have done.
-        deepspeed = getattr(self.accelerator.state, "deepspeed_plugin", None) is not None
-        self.accelerator.backward(loss * self.config.train.accumulate if deepspeed else loss)
+        factor = self.config.train.accumulate if is_deepspeed(self.wrapped) else 1
+        self.accelerator.backward(loss * factor)
         names = ("loss", *parts)
         return dict(zip(names, torch.stack([loss.detach(), *parts.values()]).tolist(), strict=True))
 
@@ -316,7 +328,7 @@ class Trainer:
 
     def _check_gradients(self) -> None:
         """Every part meant to train must get a gradient from the first batches, or hours would be lost."""
-        if self.config.train.sharding.startswith("zero"):
+        if is_deepspeed(self.wrapped):
             return  # it keeps gradients to itself; whether parts move is checked all the same
         if self.model.cma is not None:
             self.model.cma.warm_up(0, self.config.train.steps)
@@ -386,10 +398,17 @@ class Trainer:
             "looks": [list(one) for one in self.looks.rounds],
             "averages": averages,
         }
+        folders = save_deepspeed(self.wrapped, self._folder(step))
         if self.main:
             settings = self.config.model_dump(mode="json")
             save_checkpoint(
-                self._folder(step), self.model, config=settings, step=step, trainer_state=state, weights=weights
+                self._folder(step),
+                self.model,
+                config=settings,
+                step=step,
+                trainer_state=state,
+                weights=weights,
+                folders=folders,
             )
             LOG.info("saved step %d", step)
             self.run.prune(self.config.train.keep, self.looks.best[0] if self.looks.best else None)

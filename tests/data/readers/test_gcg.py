@@ -153,7 +153,7 @@ def test_flickr_brings_every_picture_its_own_annotations(opened, square):
         annotation(masks[0], DOG, 10, image=5),
         annotation(masks[1], DOG, 11, image=2),
         annotation(masks[2], MAN, 12, image=5),
-        annotation(masks[2], MAN, 13, image=5, ignore=True),
+        annotation(masks[1], MAN, 13, image=5, ignore=True),
         annotation(masks[2], MAN, 14, image=2, bbox=[5, 5, 0.5, 9]),
         annotation(masks[2], MAN, 15, image=2, area=0),
         annotation(masks[2], MAN, 16, image=2, bbox=[-9, 5, 8, 9]),

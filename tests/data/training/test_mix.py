@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import CHAT, GCG, Rows, Talks
+from tests.data.training.conftest import CHAT, GCG, Rows, Talks
 
 from salmacli.data.training.clips import BadClip, Clip
 from salmacli.data.training.mix import Grouping, Source, TrainingMix

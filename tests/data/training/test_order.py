@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from conftest import CHAT, GCG, Talks
+from tests.data.training.conftest import CHAT, GCG, Talks
 
 from salmacli.data.records import Round, Talk
 from salmacli.data.training.mix import Grouping, Source, TrainingMix

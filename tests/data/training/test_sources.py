@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import CHAT, GCG, REGION, TEXTS, Rows, Talks
+from tests.data.training.conftest import CHAT, GCG, REGION, TEXTS, Rows, Talks
 
 from salmacli.data.records import Round, Talk
 from salmacli.data.training.sources import Referred, Sampling, Told
@@ -83,7 +83,7 @@ def test_several_targets_are_united_and_none_is_an_empty_mask(tmp_path):
     ("spoil", "message"),
     [
         (lambda track: track[:-1], "5 masks for 6 frames"),
-        (lambda track: [{"size": [4, 4], "counts": "04"}] * 6, r"its mask is \(4, 4\) but the frame is \(8, 10\)"),
+        (lambda track: [{"size": [4, 4], "counts": [16]}] * 6, r"its mask is \(4, 4\) but the frame is \(8, 10\)"),
         (lambda track: [{"size": [8, 10], "counts": "0"}] * 6, "v0, object 0, frame"),
     ],
 )
