@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from torch.nn import Parameter
-
 from salmacli.config.schema import PredictConfig, RunConfig, TrainConfig
 from salmacli.models.salma import Salma
-from salmacli.models.trained import ENCODER, LLM, LORA, TOWER, trained_parts
+from salmacli.models.trained import ENCODER, LLM, LORA, TOWER, parts_of, trained_parts
 
 STILL_SETS = ("refcoco", "gref", "gcg-", "llava", "osprey")  # how the names of sets of pictures begin
 QUESTION_TOKENS = 64  # of one question with its answer, generously
+PICTURE_ENDS = 3  # tokens around a picture
+_POSITIONS = 84  # bytes of float32 positions at strides 4, 8 and 16, per number of C and pixel at stride 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Load:
         said = data.expressions * QUESTION_TOKENS
         return cls(
             samples=samples,
-            tokens=min(pictures * (model.mllm.tokens_per_frame + 3) + said, data.max_tokens),
+            tokens=min(pictures * (model.mllm.tokens_per_frame + PICTURE_ENDS) + said, data.max_tokens),
             pictures=samples * pictures,
             frames=samples * frames,
             masks=samples * frames * data.expressions,
@@ -113,26 +113,29 @@ def training_memory(
         devices: how many share the run.
         cpu: whether they are CPUs.
     """
-    train, kinds = config.train, _Kinds(2 if bf16 else 4, (2 if bf16 else 4) if cpu else 1)
+    train, kinds = config.train, _Kinds(2 if bf16 else 4, 4 if cpu else 1)
     state = _state(model, config, devices)
+    again = train.memory and train.gradient_checkpointing
+    said = _said(config, load) if train.memory else load.masks  # masks that are decoded with language
     activations = {
-        "vision tower": _tower(model, config, load, kinds),
+        "vision tower": _tower(model, load, kinds),
         "language model": _language_model(model, train, load, kinds),
         "language head": _head(model, load, kinds),
-        "SAM 2 image encoder": _encoder(model, config, load, kinds),
+        "SAM 2 image encoder": _encoder(model, load, kinds),
         "visual pre-pass": _decoder(model, load.frames, kinds) if model.cma is not None else 0,
-        "cross-modal attention": _attention(model, load, kinds),
-        "mask decoder": _decoder(model, load.masks, kinds) * _memory_factor(train),
+        "cross-modal attention": _attention(model, said, kinds),
+        "mask decoder": _decoder(model, said if again else load.masks, kinds),
+        "SAM 2 memory": _memory(model, config, load, kinds) if train.memory else 0,
         "losses": _losses(model, config, load),
     }
     features = _features(model, load, kinds)
     kept = sum(activations.values())
-    standing = state["weights"] + state["optimizer"] + state["average"]
+    standing = state["weights"] + state["optimizer"] + state["average"] + _inputs(model, load)
     # Gradients come while activations go; those of earlier passes of the step are there from the beginning.
     early = state["gradients"] if train.accumulate > 1 else 0
-    last_layer = _layer_at_once(model, train, load, kinds)
-    peak = standing + max(early + kept + features, state["gradients"] + last_layer)
-    return Memory(**state, activations=activations, passing=features, peak=peak)
+    once_more = max(_layer_at_once(model, train, load, kinds), _memory_step(model, config, load, kinds) if again else 0)
+    peak = standing + max(early + kept + max(features, once_more), state["gradients"] + once_more)
+    return Memory(**state, activations=activations, passing=max(features, once_more), peak=peak)
 
 
 def prediction_memory(model: Salma, settings: PredictConfig, *, bf16: bool) -> Memory:
@@ -145,32 +148,32 @@ def prediction_memory(model: Salma, settings: PredictConfig, *, bf16: bool) -> M
     """
     half = 2 if bf16 else 4
     weights = half * sum(parameter.numel() for parameter in model.parameters())
-    area, width = _area(model), model.config.sam2.width
+    text, pixels = model.mllm.model.config.text_config, model.config.sam2.width * _area(model)
     keys = settings.key_frames or model.config.clip_frames
-    text = model.mllm.model.config.text_config
-    tokens = keys * (model.mllm.tokens_per_frame + 3) + QUESTION_TOKENS
-    cache = 2 * text.num_hidden_layers * tokens * text.hidden_size * half  # keys and values
-    expressions, frames = settings.expressions_at_once, settings.frames_at_once
+    frames, expressions = settings.frames_at_once, settings.expressions_at_once
+    tokens = keys * (model.mllm.tokens_per_frame + PICTURE_ENDS) + QUESTION_TOKENS
     memories = (settings.memories or model.grounding.num_maskmem - 1) + (settings.conditioning or keys)
     held = {
-        # Features of the frames at hand, and each expression's memories of 64 channels with their places.
-        "frames": 21 * width * area * frames * half,
-        "memories": expressions * memories * model.grounding.mem_dim * area * 2 * half,
-        "conversation": cache,
+        "features of frames": (frames + keys) * 21 * half * pixels + frames * _POSITIONS * pixels,
+        "memories": expressions * memories * model.grounding.mem_dim * _area(model) * half,
+        "conversation": 2 * text.num_hidden_layers * tokens * _key_width(text) * half,
     }
-    passing = max(
-        frames * 16 * area * model.config.sam2.embed_dim * 20,
-        expressions * area * (width * 60 + memories * model.grounding.mem_dim * 8) * half // 4,
-        keys * 24 * _tower_tokens(model) * model.mllm.model.config.vision_config.hidden_size,
-    )
-    return Memory(weights=weights, activations=held, passing=passing, peak=weights + sum(held.values()) + passing)
+    attention = (30 if half == 4 else 20) + (13 if half == 4 else 15) * memories
+    passing = {
+        "encoder": frames * _encoder_passing(model, half),
+        "memory attention and mask decoder": expressions * pixels * (attention + 7 * half),
+        "vision tower": keys * _tower_tokens(model) * model.mllm.model.config.vision_config.hidden_size * 6 * half,
+        "language model": tokens * (3 * text.intermediate_size + 6 * text.hidden_size) * half,
+    }
+    most = max(passing.values())
+    return Memory(weights=weights, activations=held, passing=most, peak=weights + sum(held.values()) + most)
 
 
 def _state(model: Salma, config: RunConfig, devices: int) -> dict[str, int]:
     """Bytes of what stays through a step."""
     train = config.train
     trained = [p for part in trained_parts(model, config).values() for p in part.values()]
-    weights = sum(_bytes(parameter, train) for parameter in model.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     weights += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     numbers = sum(parameter.numel() for parameter in trained)
     average = 4 * numbers if train.ema is not None else 0
@@ -185,9 +188,12 @@ def _state(model: Salma, config: RunConfig, devices: int) -> dict[str, int]:
     }
 
 
-def _bytes(parameter: Parameter, train: TrainConfig) -> int:
-    """Of one parameter; frozen matrices of the LLM may be quantised."""
-    return parameter.numel() * parameter.element_size()
+def _inputs(model: Salma, load: Load) -> int:
+    """The batch, and what SAM 2's cache of position encodings keeps of it: that of the first batch, whole."""
+    side, (height, width) = model.config.sam2.image_size, model.mllm.frame_size
+    pictures = 12 * (load.frames * side**2 + load.pictures * height * width)
+    masks = (load.frames + load.masks) * side**2 + load.samples * load.tokens**2
+    return pictures + masks + _POSITIONS * model.config.sam2.width * _area(model) * load.frames
 
 
 # Parts. Each returns bytes that are kept for the backward pass.
@@ -214,7 +220,7 @@ def _layer(model: Salma, train: TrainConfig, load: Load, kinds: _Kinds) -> int:
         # An adapter keeps what it reads, dropout's noise, and its inner state.
         adapted = train.lora.modules
         reads = sum(inner if name == "down_proj" else width for name in adapted)
-        per_token += (4 if kinds.half == 4 else 2) * 0 + reads * (kinds.half + kinds.noise)
+        per_token += reads * (kinds.half + kinds.noise)
         per_token += len(adapted) * train.lora.rank * kinds.half
     per_token += 4 * heads + 8 + (0 if kinds.whole else 6 * width // heads)
     return int(per_token * load.samples * load.tokens)
@@ -242,17 +248,17 @@ def _decoder(model: Salma, rows: int, kinds: _Kinds) -> int:
     return factor * model.config.sam2.width * _area(model) * rows
 
 
-def _attention(model: Salma, load: Load, kinds: _Kinds) -> int:
-    """The CMA on every mask; finer levels have more pixels and fewer channels, 2 · C each."""
+def _attention(model: Salma, rows: int, kinds: _Kinds) -> int:
+    """The CMA on so many rows; finer levels have more pixels and fewer channels, 2 · C each."""
     if model.cma is None:
         return 0
     cma = model.config.cma
     levels = sum({16: 1, 8: 1, 4: 2}[stride] for stride in cma.levels) + 2 * cma.decoder_fusion
     factor = 29 if kinds.whole else 21
-    return factor * levels * cma.layers * model.config.sam2.width * _area(model) * load.masks
+    return factor * levels * cma.layers * model.config.sam2.width * _area(model) * rows
 
 
-def _encoder(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+def _encoder(model: Salma, load: Load, kinds: _Kinds) -> int:
     """SAM 2's image encoder where it trains, and what the decoder's own `conv_s0/s1` read of every frame."""
     area = _area(model)
     kept = (16 if kinds.whole else 50) * model.config.sam2.width * area * load.frames
@@ -264,7 +270,7 @@ def _encoder(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
     return int(kept)
 
 
-def _tower(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+def _tower(model: Salma, load: Load, kinds: _Kinds) -> int:
     """The vision tower where it trains, and the projector."""
     vision = model.mllm.model.config.vision_config
     kept = 0
@@ -288,11 +294,58 @@ def _losses(model: Salma, config: RunConfig, load: Load) -> int:
 def _features(model: Salma, load: Load, kinds: _Kinds) -> int:
     """Features of all frames, and the frames of every mask, until the masks are made."""
     width, area = model.config.sam2.width, _area(model)
-    return width * area * (84 * load.frames + (4 + 3 * kinds.half) * load.masks)
+    held = width * area * (84 * load.frames + (4 + 3 * kinds.half) * load.masks)
+    return max(held, load.frames * _encoder_passing(model, kinds.half))
 
 
-def _memory_factor(train: TrainConfig) -> int:
-    return 1
+def _said(config: RunConfig, load: Load) -> int:
+    """Masks that are decoded with language where the memory carries on to the others."""
+    return load.masks * config.data.prompted_frames // config.data.decoded_frames
+
+
+def _memory(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+    """Every mask is written into the memory, and all but the first ones are read from it."""
+    followed = load.masks - _said(config, load)
+    if not config.train.gradient_checkpointing:
+        return followed * _following(model, config, kinds) + load.masks * _remembering(model, kinds)
+    # What goes into each step: features, and the memories that are looked back to.
+    sam2, area = model.config.sam2, _area(model)
+    read = 2 * _memories(model, config) * sam2.memory_width * 4
+    return area * (load.masks * sam2.width * (4 + 3 * kinds.half) + followed * read)
+
+
+def _memory_step(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> int:
+    """One step of the memory, made once more: every object in one frame."""
+    objects = load.masks // config.data.decoded_frames
+    return objects * (_following(model, config, kinds) + _remembering(model, kinds)) + _decoder(model, objects, kinds)
+
+
+def _following(model: Salma, config: RunConfig, kinds: _Kinds) -> int:
+    """Memory attention of one object in one frame."""
+    sam2 = model.config.sam2
+    number = 70 * sam2.width + 10 * sam2.memory_feedforward + 24 * _memories(model, config) * sam2.width
+    return sam2.memory_layers * _area(model) * number * (3 + kinds.half) // 7
+
+
+def _remembering(model: Salma, kinds: _Kinds) -> int:
+    """Memory encoder of one object in one frame; its first layers see the mask at full size."""
+    sam2 = model.config.sam2
+    return (130 * sam2.image_size**2 + 120 * sam2.width * _area(model)) * (3 + kinds.half) // 7
+
+
+def _memories(model: Salma, config: RunConfig) -> int:
+    """Frames that one looks back to, in the middle of a clip."""
+    return min((config.data.prompted_frames + config.data.decoded_frames) // 2, model.grounding.num_maskmem)
+
+
+def _encoder_passing(model: Salma, half: int) -> int:
+    """What comes and goes in SAM 2's encoder, per frame, without gradients: its first stage has most numbers."""
+    return 16 * _area(model) * model.config.sam2.embed_dim * (20 if half == 4 else 13)
+
+
+def _key_width(text: Any) -> int:
+    """Width of all keys of a layer of the LLM."""
+    return int(text.hidden_size * text.num_key_value_heads // text.num_attention_heads)
 
 
 def _area(model: Salma) -> int:
@@ -310,8 +363,6 @@ def _tower_tokens(model: Salma) -> int:
 
 def _numbers(model: Salma, *parts: str) -> int:
     """How many of them train."""
-    from salmacli.models.trained import parts_of
-
     members = parts_of(model)
     return sum(p.numel() for part in parts for p in members.get(part, {}).values() if p.requires_grad)
 

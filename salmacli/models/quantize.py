@@ -5,6 +5,8 @@ Source of the formats: Dettmers et al., arXiv 2208.07339 (8 bit: a scale per row
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,17 +36,29 @@ def quantize(mllm: Mllm, bits: str, compute: torch.dtype) -> None:
     llm = mllm.parts()["language model"]
     for name, old in [(name, module) for name, module in llm.named_modules() if isinstance(module, nn.Linear)]:
         sizes = (old.in_features, old.out_features, old.bias is not None)
-        weight, device = old.weight.detach().cpu(), old.weight.device
         if bits == "4bit":
             new: Any = bnb.Linear4bit(*sizes, compute_dtype=compute, quant_type="nf4", device="meta")
-            new.weight = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new).to(device)
+            kind = partial(bnb.Params4bit, requires_grad=False, quant_type="nf4", module=new)
             # Some CPUs would get a coarser format as soon as the model is evaluated, and training would go on so.
             new.support_avx512bf16_for_cpu = False
         else:
             new = bnb.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
-            new.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+            kind = partial(bnb.Int8Params, requires_grad=False, has_fp16_weights=False)
+        new.weight = _outline(old.weight, bits) if old.weight.is_meta else _quantized(old.weight, kind)
         new.bias = old.bias
         llm.set_submodule(name, new)
+
+
+def _quantized(weight: Tensor, kind: Callable[[Tensor], Any]) -> nn.Parameter:
+    """The weight in few bits, which bitsandbytes makes of one on the CPU when it comes to its device."""
+    quantized: nn.Parameter = kind(weight.detach().cpu()).to(weight.device)
+    return quantized
+
+
+def _outline(weight: Tensor, bits: str) -> nn.Parameter:
+    """What takes as much memory, of a model that has none."""
+    shape, dtype = ((weight.numel() // 2, 1), torch.uint8) if bits == "4bit" else (weight.shape, torch.int8)
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
 def is_quantized(module: nn.Module) -> bool:

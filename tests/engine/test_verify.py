@@ -45,6 +45,15 @@ def test_a_whole_set_is_whole(small_synthetic, name, folder, split, quick):
     assert (findings.counts["masks"] > 0) == benchmark.public
 
 
+def test_a_mask_that_several_expressions_mean_is_counted_once(small_synthetic):
+    benchmark = open_benchmark("mevis", small_synthetic / "mevis", "train")
+    masks = json.loads((small_synthetic / "mevis" / "train" / "mask_dict.json").read_text())
+    meant = [key for video in benchmark.videos for one in video.expressions for key in one.targets]
+    assert len(meant) > len(set(meant))
+    findings, _ = look("mevis", small_synthetic / "mevis")
+    assert findings.counts["masks"] == sum(mask is not None for key in set(meant) for mask in masks[key])
+
+
 @pytest.fixture
 def mevis(small_synthetic, tmp_path):
     shutil.copytree(small_synthetic / "mevis" / "train", tmp_path / "mevis" / "train", symlinks=False)

@@ -209,6 +209,22 @@ def test_cached_answers_have_the_states_of_one_pass_over_the_whole_text(mllm, to
         assert torch.allclose(out.seg[1], hidden[begin + out.ids[1].index(mllm.seg_id)], atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_region_is_text_whose_tokens_look_like_its_place_in_the_picture(mllm, tokenizer):
+    region = np.zeros((40, 60), bool)
+    region[:20, :30] = True
+    one = clip(TEXTS[:1], 2)
+    turns = (Turn("What is <vp></vp>?", "A dog."), Turn("Where is it?", "[SEG]"))
+    batch = collate(mllm, tokenizer, Clip(**{**vars(one), "dialogues": (turns,), "regions": (region,)}))
+    tokens = mllm.tokens_per_frame
+    pointed = batch.seen[2 * tokens :]
+    assert len(pointed) == tokens // 4 and (pointed < tokens).all(), "of the first picture"
+    places = mllm._places(batch.ids, batch.positions)
+    text = places[..., 0, int((batch.ids[0] == mllm.image_id).nonzero()[2 * tokens - 1]) + 2 :]
+    assert (text.diff() == 1).all(), "one position after the other, also in a region"
+    assert states_at_seg(mllm, batch).isfinite().all()
+
+
 def test_every_part_learns(mllm, tokenizer):
     mllm.zero_grad()
     states_at_seg(mllm, collate(mllm, tokenizer, clip(TEXTS, 1))).square().sum().backward()

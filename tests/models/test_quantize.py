@@ -11,6 +11,7 @@ import torch
 
 from salmacli.checkpoints.adapted import fingerprint
 from salmacli.checkpoints.load import load_checkpoint
+from salmacli.checkpoints.pretrained import SalmaModel
 from salmacli.checkpoints.resume import model_to_train
 from salmacli.checkpoints.save import Weights, save_checkpoint
 from salmacli.config.loading import load_config
@@ -18,6 +19,7 @@ from salmacli.config.schema import RunConfig
 from salmacli.errors import ConfigError
 from salmacli.models.quantize import dense, is_quantized
 from salmacli.models.salma import Salma
+from salmacli.models.trained import prepare_training
 
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
 
@@ -72,3 +74,13 @@ def test_few_bits_say_nearly_the_same_and_the_checkpoint_exactly(bits, off, roun
         # 8-bit layers round what they read, too.
         assert torch.allclose(words(plain), words(model), atol=rounded)
         assert torch.equal(words(again), words(model))
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("bits", "share"), [("8bit", 1), ("4bit", 0.5)])
+def test_a_model_without_memory_has_the_sizes_of_one_with(bits, share):
+    settings = config(bits)
+    model = SalmaModel.outline(settings.model, ["the red circle"])
+    prepare_training(model, settings, bf16=True)
+    weight = model.mllm.model.model.language_model.layers[0].mlp.up_proj.get_base_layer().weight
+    assert weight.is_meta and weight.numel() * weight.element_size() == 128 * 256 * share

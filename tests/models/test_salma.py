@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from salmacli.config.loading import load_config
 from salmacli.config.schema import PredictConfig
 from salmacli.data.collate import Batch, Collator
 from salmacli.data.conversation import INTERNVL, Turn, branch, prefix
+from salmacli.data.frames import arrays
 from salmacli.data.templates import ANSWERS, QUESTIONS
 from salmacli.data.training.clips import Clip
 from salmacli.engine.prediction.predictor import Predictor
@@ -61,6 +64,24 @@ def test_training_decode_equals_prediction_decode(model):
     tracks = predictor.video([clip(frames=1).frames[0]], TEXTS, answer=ANSWERS[0], keep_logits=True)
     predicted = torch.stack([torch.from_numpy(track.logits[0]) for track in tracks])
     assert torch.allclose(trained, predicted, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 6])
+def test_a_picture_is_shown_in_prediction_as_in_training(model, most):
+    """Once: in tiles and as a whole, or as a whole only."""
+    tiled = model.config.model_copy(update={"tiles": most})
+    one = replace(clip(frames=1), still=True, shown=clip(frames=1).frames)
+    collator = Collator(
+        model.tokenizer, model.mllm.frame_size, model.mllm.tokens_per_frame, model.config.sam2.image_size, tiles=most
+    )
+    batch = collator.batch([one])
+    assert len(batch.mllm_pixels) == {1: 1, 6: 6 + 1}[most]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(model, "config", tiled)
+        trained = model(batch).masks.logits
+        predictor = Predictor(model, PredictConfig(mode="frames"))
+        tracks = predictor.video(arrays(one.frames, still=True), TEXTS, answer=ANSWERS[0], keep_logits=True)
+    assert torch.allclose(trained, torch.stack([torch.from_numpy(track.logits[0]) for track in tracks]), atol=1e-5)
 
 
 def test_expressions_do_not_see_each_other(model):

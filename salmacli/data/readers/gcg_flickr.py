@@ -34,10 +34,14 @@ class FlickrCaptions(Captions):
         for part in parts(path, ("images", "annotations")):
             if part.key == "images":
                 pictures.append(part)
-            elif part.key == "annotations" and _marks(part.value):
-                ids.append(part.value["image_id"])
-                starts.append(part.start)
-                ends.append(part.end)
+            elif part.key == "annotations":
+                with checks.part():
+                    where = f"{path}, annotation at byte {part.start}"
+                    annotation = checks.mapping(part.value, where)
+                    if _marks(annotation):
+                        ids.append(_number(annotation.get("image_id"), f"{where}, key image_id"))
+                        starts.append(part.start)
+                        ends.append(part.end)
         # Sorted by picture, and within one as they are in the file.
         order = np.argsort(np.array(ids, dtype=np.int64), kind="stable")
         self._ids, self._places = np.array(ids)[order], np.stack([starts, ends], axis=1)[order]
@@ -83,15 +87,20 @@ class FlickrCaptions(Captions):
 
     def _annotations(self, image: dict[str, Any], where: str) -> np.ndarray:
         """(A, 2) bytes where the annotations of a picture begin and end."""
-        number = checks.number(image.get("id"), f"{where}, key id")
+        number = _number(image.get("id"), f"{where}, key id")
         first, last = np.searchsorted(self._ids, [number, number + 1])
         return self._places[first:last]
 
 
-def _marks(annotation: Any) -> bool:
+def _number(value: Any, where: str) -> int:
+    number = checks.number(value, where)
+    if abs(number) >= 1 << 62:
+        raise DataError(f"{where}: {number} is no number of a picture", checks.MEND)
+    return number
+
+
+def _marks(annotation: dict[str, Any]) -> bool:
     """Whether an annotation marks something; what is broken is kept, and says so when it is read."""
-    if not isinstance(annotation, dict) or not isinstance(annotation.get("image_id"), int):
-        return False
     box, area = annotation.get("bbox"), annotation.get("area", 1)
     if annotation.get("ignore") or (isinstance(area, (int, float)) and area <= 0):
         return False

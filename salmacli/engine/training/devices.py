@@ -44,7 +44,7 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
             f"train.sharding = {train.sharding!r}: Accelerate shares models between GPUs only, and there is none",
             "leave it out",
         )
-    return Accelerator(
+    accelerator = Accelerator(
         # Without a GPU Accelerate stays alone unless it is told that CPUs are meant.
         cpu=not cuda and several(),
         mixed_precision=precision_of(train.precision),
@@ -54,6 +54,9 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
         log_with=list(train.trackers) or None,
         project_dir=folder,
     )
+    if train.sharding.startswith("zero"):
+        _keep_from_transformers()
+    return accelerator
 
 
 def check_packages(train: TrainConfig) -> None:
@@ -98,6 +101,16 @@ def whole(model: nn.Module) -> Iterator[None]:
         for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(True)
+
+
+def _keep_from_transformers() -> None:
+    """Keep transformers from building models in DeepSpeed's way: it would leave fresh weights as they come.
+
+    Every process reads or makes the whole model, the same everywhere, and DeepSpeed shares it out after that.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def _shipped(name: str) -> dict[str, Any]:

@@ -149,6 +149,9 @@ class Mllm(nn.Module, ABC):
         """
         seen = self._read(ids, looks)
         dtype = seen["inputs_embeds"].dtype
+        if torch.is_autocast_enabled(attention.device.type):
+            # Else every layer would make, and keep for its gradient, a copy of its own.
+            dtype = torch.get_autocast_dtype(attention.device.type)
         mask = torch.zeros(attention.shape, dtype=dtype, device=attention.device)
         mask = mask.masked_fill(~attention, torch.finfo(dtype).min).unsqueeze(1)
         return self._language(mask, self._places(ids, positions), use_cache=False, **seen)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from salmacli.data import rle
-from salmacli.data.sets import open_set
+from salmacli.data.sets import open_set, open_tolerantly
 from salmacli.errors import DataError
 
 SIZE = (24, 32)
@@ -245,6 +245,16 @@ def test_flickr_annotations_that_are_broken(opened, square):
         talks = opened("gcg-flickr30k", content)
         with pytest.raises(DataError, match=r"record 0, annotation 0, key tokens_positive"):
             talks.talk(0)
+
+
+def test_flickr_annotations_of_no_picture_are_left_out_when_training(opened, square, tmp_path):
+    mask = square("compressed", (32, 48))
+    content = flickr([mask], spans=(MAN,))
+    content["annotations"] += [annotation(mask, DOG, image=value) for value in (None, "five", 10**30)] + [7]
+    with pytest.raises(DataError, match=r"annotation at byte \d+, key image_id: an integer"):
+        opened("gcg-flickr30k", content)
+    talks, faults = open_tolerantly("gcg-flickr30k", tmp_path, "train")
+    assert (len(talks), len(faults)) == (1, 4)
 
 
 def test_a_file_of_another_layout(put, tmp_path, opened):

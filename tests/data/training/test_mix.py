@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.data.training.conftest import CHAT, GCG, Rows, Talks
 
 from salmacli.data.training.clips import BadClip, Clip
 from salmacli.data.training.mix import Grouping, Source, TrainingMix
 from salmacli.data.training.sources import Sampling
 from salmacli.errors import DataError
+from tests.data.training.conftest import CHAT, GCG, Rows, Talks
 
 SAMPLING = Sampling(clip_frames=4, decoded_frames=2, expressions=2)
 

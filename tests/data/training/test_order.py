@@ -5,12 +5,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from tests.data.training.conftest import CHAT, GCG, Talks
 
 from salmacli.data.records import Round, Talk
 from salmacli.data.training.mix import Grouping, Source, TrainingMix
 from salmacli.data.training.order import VisitOrder
 from salmacli.data.training.sources import Sampling
+from tests.data.training.conftest import CHAT, GCG, Talks
 
 
 def mix(counts: dict[int, int], seed: int = 0, grouped: bool = True) -> TrainingMix:

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.data.training.conftest import CHAT, GCG, REGION, TEXTS, Rows, Talks
 
 from salmacli.data.records import Round, Talk
 from salmacli.data.training.sources import Referred, Sampling, Told
 from salmacli.errors import DataError
+from tests.data.training.conftest import CHAT, GCG, REGION, TEXTS, Rows, Talks
 
 SAMPLING = Sampling(clip_frames=4, decoded_frames=2, expressions=2)
 
