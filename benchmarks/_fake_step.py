@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from _live_bytes import LiveBytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +20,6 @@ from salmacli.data.collate import Batch, Collator
 from salmacli.data.conversation import Turn
 from salmacli.data.training.clips import Clip
 from salmacli.engine.estimate import Load
-from salmacli.engine.optimizer import adamw
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.models.mllm import chat_of
 from salmacli.models.salma import Salma
@@ -90,8 +92,8 @@ def load_of(batch: Batch) -> Load:
     )
 
 
-def measured_peak(model: Salma, config: RunConfig, batch: Batch, *, bf16: bool) -> dict[str, Any]:
-    """Bytes alive before the second step, and at most while it runs (the first makes the optimiser's state).
+def measured_peak(model: Salma, config: RunConfig, batch: Batch, *, bf16: bool) -> int:
+    """Most bytes that are alive at once in a step, the optimiser's state and the batch among them.
 
     Args:
         model: of `model_of`; it becomes a fake one.
@@ -100,32 +102,31 @@ def measured_peak(model: Salma, config: RunConfig, batch: Batch, *, bf16: bool) 
         bf16: matrices are multiplied in it.
     """
     _fake(model)
-    for name, value in vars(batch).items():
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool) and value.ndim > 2:
-            object.__setattr__(batch, name, _like(value))
-    model.train()
-    step = Step(model, config.losses, several=False)
-    optimizer = adamw(model, config)
-    for group in optimizer.param_groups:
-        group["fused"] = group["foreach"] = False
-    with LiveBytes() as live:
-        live.hold([list(model.parameters()), list(model.buffers()), list(vars(batch).values())])
-        found: dict[str, Any] = {}
-        for _ in range(2):
-            live.peak = live.now
-            found = {"before": live.now, "trace": [live.now]}
-            mixed = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-            with mixed:
-                loss, _ = step(batch, counts_of(batch), 1.0)
-            found["trace"] += [live.now, live.peak]
-            loss.backward()
-            found["trace"] += [live.now, live.peak]
-            del loss
-            step.suspects = tuple
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            found["peak"] = live.peak
-    return found
+    large = {name: _like(one) for name, one in vars(batch).items() if isinstance(one, Tensor) and one.ndim > 2}
+    batch = replace(batch, **large)
+    step = Step(model.train(), config.losses, several=False)
+    moments = [_like(one) for one in model.parameters() if one.requires_grad for _ in range(2)]
+    with LiveBytes() as live, _fused_attention():
+        live.hold([list(model.parameters()), list(model.buffers()), moments, list(vars(batch).values())])
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+            loss, _ = step(batch, counts_of(batch), 1.0)
+        loss.backward()
+    return live.peak
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """As on a GPU: on the CPU attention with dropout would be taken apart, and keep every weight."""
+    fused = F.scaled_dot_product_attention
+
+    def without_dropout(*args: Any, dropout_p: float = 0.0, **options: Any) -> Tensor:
+        return fused(*args, **options)
+
+    F.scaled_dot_product_attention = without_dropout
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
 
 
 def _fake(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ what Sa2VA trains. Measured are, in this order:
     steps     ours, ours with gradient checkpointing, `naive`: ours with what Sa2VA's training code does beside
               (see `_naive.py`), and `public`, that code itself, with the same weights and the same batch: CHECKOUT has
               its projects/llava_sam2, PYTHON has the packages that it needs. Medians over `--repeats`, after one
-              step that is not counted. Memory is the most bytes of tensors alive at once (of weights, gradients,
+              step that is not counted; on the CPU seconds of the processor. Memory is the most bytes of tensors alive at once (of weights, gradients,
               AdamW's state and activations); on a GPU what torch says it has allocated
     formula   the peak that `salma doctor train` tells, against whole steps on fake tensors
 """
@@ -188,13 +188,15 @@ def ours(
 
 
 def timed(step: Callable[[], None], count: int, device: torch.device) -> list[float]:
+    # On the CPU the processor's own time: neighbours on the machine do not change it.
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds = []
     for _ in range(count):
-        begin = time.perf_counter()
+        begin = clock()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     return seconds
 
 
@@ -276,7 +278,7 @@ def formula(config: RunConfig, options: argparse.Namespace) -> list[dict[str, An
             model = model_of(run, bf16=bf16)
             batch = batch_of(model, clips_of(run, options.samples))
             told = training_memory(model, run, load_of(batch), bf16=bf16, cpu=True).peak
-            measured = measured_peak(model, run, batch, bf16=bf16)["peak"]
+            measured = measured_peak(model, run, batch, bf16=bf16)
             rows.append(
                 {
                     "precision": "bf16" if bf16 else "fp32",

@@ -8,19 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from salmacli.errors import SalmaError, UsageError
+from salmacli.errors import ConfigError, DataError, SalmaError, UsageError
 
 # torchrun sets LOCAL_RANK, but other launchers do not; only a variable of our own tells a worker from the one
 # who starts workers, whoever launched it.
 WORKER = "SALMA_WORKER"
 _PATIENCE = 60  # seconds in which processes end that Ctrl-C has reached
 _PR_SET_PDEATHSIG = 1
+_KILLED = 64  # the exit code that says so
 
 
 def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
     """Run ``salma`` once per device and return when all have ended well.
 
-    Call it after config and data are checked: a worker's exit code is lost.
+    Call it after config and data are checked, or every worker says what is wrong with them.
 
     Args:
         num_gpus: Processes to start; 1 or fewer, or being such a process already, returns at once.
@@ -28,13 +29,13 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
 
     Raises:
         UsageError: ``num_gpus`` is below 1.
-        SalmaError: A worker failed; what went wrong stands above in its own words.
+        SalmaError: A worker failed, of the kind that its exit code says; what went wrong stands above in its own words.
     """
     if num_gpus < 1:
         raise UsageError(f"--num-gpus is {num_gpus}", "give 1 or more")
     if num_gpus == 1 or is_worker():
         return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_gpus}"]
+    command = [sys.executable, "-m", "salmacli.launch", "--standalone", f"--nproc-per-node={num_gpus}"]
     # The dashes keep torchrun from taking our --run for its --run-path.
     command += ["-m", "--", "salmacli", *argv]
     # Without this torchrun limits every worker to one thread, and says so in a warning.
@@ -43,8 +44,11 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
     status = run_to_end(command, environment)
     if status in (130, -2):
         raise KeyboardInterrupt
+    if status == _KILLED:
+        raise SalmaError(f"one of {num_gpus} processes was killed", "what by stands above; memory may have run out")
     if status != 0:
-        raise SalmaError(f"one of {num_gpus} processes failed", "its own message stands above")
+        kind = {2: UsageError, 3: ConfigError, 4: DataError}.get(status, SalmaError)
+        raise kind(f"one of {num_gpus} processes failed", "its own message stands above")
 
 
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -102,3 +106,23 @@ def _end_with_parent() -> Callable[[], None] | None:
 def is_worker() -> bool:
     """Whether this process was started by ``relaunch``."""
     return os.environ.get(WORKER) == "1"
+
+
+def _serve(argv: Sequence[str]) -> int:
+    """Run torchrun; the exit code of the process that failed first, without the traceback of the one that watched."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main(list(argv))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        print(f"salma: process {rank} was killed by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)  # noqa: T201
+        return _KILLED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_serve(sys.argv[1:]))

@@ -167,11 +167,13 @@ def _parts(report: Report) -> Any:
 def _memory(report: Report) -> Any:
     from rich.table import Table
 
+    from salmacli.engine.doctor import size
+
     memory = report.memory
     assert memory is not None
     table = Table(title="memory per device, at most", title_justify="left")
     table.add_column("of")
-    table.add_column("GiB", justify="right")
+    table.add_column("", justify="right")
     rows = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -182,7 +184,7 @@ def _memory(report: Report) -> Any:
     }
     for name, count in rows.items():
         if count:
-            table.add_row(name, f"{count / 2**30:,.2f}")
+            table.add_row(name, size(count))
     table.add_section()
-    table.add_row("at one time", f"{memory.peak / 2**30:,.2f}")
+    table.add_row("at one time", size(memory.peak))
     return table

@@ -211,14 +211,15 @@ class Collator:
     def _resized(self, masks: np.ndarray) -> Tensor:
         """(P, H, W) bool → (P, S, S) bool; a pixel belongs to the mask that covers most of it."""
         size = (self.sam_size, self.sam_size)
+        # In bytes it takes half the time of floats.
         soft = F.interpolate(
-            torch.from_numpy(masks).unsqueeze(1).float(),
+            torch.from_numpy(masks.view(np.uint8) * np.uint8(255)).unsqueeze(1),
             size,
             mode="bilinear",
             align_corners=False,
             antialias=True,
         )
-        return soft[:, 0] > 0.5
+        return soft[:, 0] > 127
 
 
 def _identity(clip: Clip, number: int) -> int:

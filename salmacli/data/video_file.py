@@ -135,6 +135,8 @@ class _Decoder:
         for found, frame in self._coming or ():
             self._next = found + 1
             if found == number:
+                if frame.is_corrupt:  # of a file that was not decoded when it was opened
+                    raise DataError(f"frame {number:05d} of {self._path} is damaged", _MEND)
                 return _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
             if found > number:
                 break

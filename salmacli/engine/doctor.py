@@ -223,7 +223,7 @@ def _disk(model: Salma, config: RunConfig) -> Check:
     one = weights + numbers * (8 + 4 + 4 * (config.train.ema is not None))
     count = config.train.keep + 1 + (config.train.validation.every is not None)
     need, free = one * count, free_disk(RUNS)
-    found = f"{count} checkpoints of {_size(one)} at once: {_size(need)}; {_size(free)} are free in {RUNS.resolve()}"
+    found = f"{count} checkpoints of {size(one)} at once: {size(need)}; {size(free)} are free in {RUNS.resolve()}"
     if need > free:
         return Check("disk", "fault", found, "make room, or keep fewer: train.keep", 1)
     return Check("disk", "ok", found)
@@ -326,7 +326,7 @@ def _versions() -> Check:
 
 
 def _devices(here: Devices, wanted: int, precision: str) -> Check:
-    found = f"{here.count} × {here.name}, {_size(here.total)}" if not here.cpu else f"{here.name}, {_size(here.total)}"
+    found = f"{here.count} × {here.name}, {size(here.total)}" if not here.cpu else f"{here.name}, {size(here.total)}"
     if wanted > here.count and not here.cpu:
         return Check("devices", "fault", f"{found}; {wanted} are asked for", "give a smaller --num-gpus", 1)
     if precision == "bf16" and not here.bf16:
@@ -336,7 +336,7 @@ def _devices(here: Devices, wanted: int, precision: str) -> Check:
 
 def _memory(peak: int, here: Devices, smaller: str) -> Check:
     need = peak + OVERHEAD
-    found = f"about {_size(need)} at most; {_size(here.free)} of {_size(here.total)} are free"
+    found = f"about {size(need)} at most; {size(here.free)} of {size(here.total)} are free"
     if need > here.total:
         return Check("memory", "fault", found, f"try {smaller}", 1)
     if need > _NARROW * here.free:
@@ -344,5 +344,6 @@ def _memory(peak: int, here: Devices, smaller: str) -> Check:
     return Check("memory", "ok", found)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes as people say them."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

@@ -113,7 +113,7 @@ def training_memory(
         devices: how many share the run.
         cpu: whether they are CPUs.
     """
-    train, kinds = config.train, _Kinds(2 if bf16 else 4, 4 if cpu else 1)
+    train, kinds = config.train, _Kinds(2 if bf16 else 4, (2 if bf16 else 4) if cpu else 1)
     state = _state(model, config, devices)
     again = train.memory and train.gradient_checkpointing
     said = _said(config, load) if train.memory else load.masks  # masks that are decoded with language
@@ -276,9 +276,8 @@ def _tower(model: Salma, load: Load, kinds: _Kinds) -> int:
     kept = 0
     if _trains(model, TOWER):
         layers = getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0))
-        per_token = (44 if kinds.whole else 32) * vision.hidden_size + (
-            8 if kinds.whole else 4
-        ) * vision.intermediate_size
+        width, inner = (44, 8) if kinds.whole else (26, 4)
+        per_token = width * vision.hidden_size + inner * vision.intermediate_size
         kept = layers * per_token * _tower_tokens(model) * load.pictures
     width = model.mllm.model.config.text_config.hidden_size
     return int(kept + 6 * kinds.half * width * model.mllm.tokens_per_frame * load.pictures)

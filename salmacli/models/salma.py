@@ -94,6 +94,7 @@ class Salma(nn.Module):
         # A word must stand out in its own state among all the frames it can see; 0.02 drowns it.
         nn.init.normal_(model.mllm.model.get_input_embeddings().weight)
         model.grounding.match_queries_and_keys()
+        model.grounding.start_memory()
         return model
 
     @property

@@ -177,6 +177,7 @@ def test_a_row_that_is_too_long_loses_its_last_objects_and_counts_them(collator)
     assert whole.left_out == 0
     shorter = replace(collator, max_tokens=lengths[1]).batch([clip()])
     assert [words_of(collator, shorter, n) for n in range(2)] == [TEXTS[0], TEXTS[2]], "a shorter one may fit"
+    assert shorter.targets.equal(torch.cat([whole.targets[:2], whole.targets[4:]]))
     _, (bad,) = replace(collator, max_tokens=lengths[0])([clip()])
     assert "max_tokens" in bad.reason and bad.name == "c"
 

@@ -94,6 +94,25 @@ def test_packets_tell_the_same_frames_as_decoding(films, name, monkeypatch):
             assert np.array_equal(a, b)
 
 
+def test_a_damaged_frame_says_so_when_it_is_read(tmp_path, monkeypatch):
+    path = film(tmp_path / "hurt.mp4", g="12")
+    with av.open(str(path)) as container:
+        place, size = [(packet.pos, packet.size) for packet in container.demux() if packet.size][20]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + bytes(size) + whole[place + size :])
+    with pytest.raises(DataError, match=r"frame \d+ of .*hurt\.mp4 cannot be decoded"):
+        video_file.VideoFile(path)
+    source = video_file.VideoFile(path, whole=False)
+    assert len(source) == 50 and source[3].shape == (48, 64, 3)
+    with pytest.raises(DataError, match=r"hurt\.mp4 cannot be read \(Invalid data"):
+        list(source)
+    # Where the decoder mends what it can, it says of the frame that it did.
+    mended = SimpleNamespace(is_corrupt=True)
+    monkeypatch.setattr(video_file, "_decoded", lambda path, index, start: (pair for pair in [(3, mended)]))
+    with pytest.raises(DataError, match=r"frame 00003 of .*hurt\.mp4 is damaged"):
+        source[3]
+
+
 def test_where_packets_do_not_tell_frames_apart_they_are_decoded(tmp_path, monkeypatch):
     path = film(tmp_path / "raw.h264", form="h264")
     counted = []

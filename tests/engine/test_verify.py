@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -172,6 +173,36 @@ def test_masks_of_talks_and_what_is_left_out(tmp_path):
     assert findings.faults == {SIZES: 1, MASKS: 1}
     assert findings.counts["masks"] == 3
     assert left_out == {"no phrase of the caption has a mask": 1}
+
+
+def film(path):
+    """Six frames of noise; an AVI keeps an index, so that a file with a damaged frame can still be opened."""
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        for _ in range(6):
+            noise = random.integers(0, 255, (32, 48, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_videos_are_opened_and_unless_quick_decoded(tmp_path):
+    (tmp_path / "Activity_Videos").mkdir()
+    good = film(tmp_path / "Activity_Videos" / "good.avi").read_bytes()
+    start = [at for at in range(len(good)) if good[at : at + 4] == b"00dc"][4] + 8
+    (tmp_path / "Activity_Videos" / "hurt.avi").write_bytes(good[:start] + bytes(1000) + good[start + 1000 :])
+    (tmp_path / "Activity_Videos" / "none.avi").write_bytes(b"none")
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    records = [{"video": f"{name}.avi", "conversations": turns} for name in ("good", "hurt", "none", "gone")]
+    (tmp_path / "video_chat.json").write_text(json.dumps(records))
+    quick, _ = look("chatunivi", tmp_path, quick=True)
+    assert quick.faults == {PICTURES: 1, MISSING: 1}
+    assert quick.counts == {"talks": 4, "rounds": 4, "with a video": 2}
+    findings, _ = look("chatunivi", tmp_path)
+    assert findings.faults == {PICTURES: 2, MISSING: 1}
+    assert any("hurt.avi" in message for message in findings.first[PICTURES])
 
 
 def test_it_works_on_several_threads_and_tells_how_far_it_is(small_synthetic, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from salmacli.config.schema import CmaConfig
-from salmacli.models.cma import CrossModalAttention2D
+from salmacli.models.cma import ChannelGate, CrossModalAttention2D
 from salmacli.models.grounding import Decodable
 from salmacli.models.routing import TopKRouter
 
@@ -278,6 +278,13 @@ def test_a_channel_gate_opens_and_closes_whole_channels(inputs):
     before, after = rows_of(module, inputs)
     changed = (after.fine[1] - before.fine[1]).abs().amax((0, 2, 3))
     assert bool((changed[:3] > 1e-4).all()) and not bool(changed[3:].any())
+
+
+def test_a_channel_gate_is_one_for_the_whole_frame():
+    torch.manual_seed(0)
+    message = torch.randn(2, 16, 8)
+    share = ChannelGate(8)(message, message) / message
+    assert torch.allclose(share, share[:, :1].expand_as(share)) and not torch.allclose(share[0], share[1])
 
 
 def test_a_fusion_gate_sees_the_pixels(inputs):

@@ -134,6 +134,15 @@ def test_iou_regression_knows_the_true_iou():
     assert iou_regression(torch.tensor([1.0, 0.0]), logits, targets).tolist() == [0.25, 1.0]
 
 
+def test_the_predicted_iou_learns_by_default():
+    """It picks the mask and gates the memory; without a loss of its own it is stale."""
+    outputs, batch = step(range(2))
+    iou = outputs.masks.iou.clone().requires_grad_()
+    outputs = replace(outputs, masks=replace(outputs.masks, iou=iou))
+    total_loss(outputs, batch, LossConfig(points=32), Counts(8, 8, 4))[0].backward()
+    assert iou.grad is not None and bool(iou.grad.all())
+
+
 def test_a_straight_edge_has_magnitude_one_and_the_frame_none():
     half = torch.zeros(1, 8, 8)
     half[:, :, 4:] = 1

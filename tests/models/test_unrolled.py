@@ -18,6 +18,7 @@ from salmacli.engine.prediction.sights import to_sam2
 from salmacli.engine.prediction.tracking import Tracker
 from salmacli.engine.prediction.windows import Window
 from salmacli.models.grounding import Masks
+from salmacli.models.memory import MemoryBank, coloured
 from salmacli.models.propagation import AsSam2, binarised
 from salmacli.models.salma import Language, Salma
 from salmacli.models.unrolled import Unrolling, unrolled
@@ -209,6 +210,24 @@ def test_an_absent_object_is_remembered_as_such_and_still_taught(one):
     one.zero_grad()
     masks.presence[3].sum().backward()
     assert bool(one.grounding.sam_mask_decoder.pred_obj_score_head.layers[-1].weight.grad.count_nonzero())
+
+
+def test_a_fresh_memory_says_where_an_object_was():
+    """And not faintly: the decoder has to learn to read it."""
+    torch.manual_seed(0)
+    grounding = Salma.build(load_config("tiny").model, ["the red circle"]).eval().grounding
+    way, masks = AsSam2(grounding), torch.full((2, 32, 32), -10.0)
+    masks[0, :16, :16] = masks[1, 16:, 16:] = 10.0
+    with torch.no_grad():
+        features = grounding.encode(torch.randn(1, 3, 128, 128))
+        sight = way.sights(features)
+        given = way.remember(sight, Masks(masks, torch.ones(2), torch.zeros(2, 96), torch.ones(2, 1)))
+        seen = coloured(grounding, sight.image, features.position, MemoryBank(grounding, {0: given}, 2).recall(1))
+    apart = (seen[0] - seen[1]).norm(dim=0)
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[:4, :4] = inside[4:, 4:] = True
+    assert apart[inside].mean() > 0.1 * seen.norm(dim=1).mean(), "it is heard"
+    assert apart[inside].mean() > 2 * apart[~inside].mean(), "and it is there"
 
 
 def test_a_prediction_in_between_does_not_disturb():

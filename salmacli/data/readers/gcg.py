@@ -69,7 +69,8 @@ class Captions(RecordedTalks):
     def phrases(self, record: dict[str, Any], where: str) -> list[Phrase]:
         """The phrases of a record, in the order of its caption, none within another."""
         caption = self.caption(record, where)
-        return apart([one for one in self.spans(record, caption, where) if 0 <= one.start < one.end <= len(caption)])
+        found = [one for one in self.spans(record, caption, where) if 0 <= one.start < one.end <= len(caption)]
+        return apart([one for one in found if self.shape(record, one.keys[0], where) != []])
 
     def caption(self, record: dict[str, Any], where: str) -> str:
         """The caption to which positions refer: without the quotes that some stand in."""
@@ -79,7 +80,7 @@ class Captions(RecordedTalks):
         return caption.strip('"').strip()
 
     def spans(self, record: dict[str, Any], caption: str, where: str) -> Iterator[Phrase]:
-        """The phrases as the file has them, in any order."""
+        """The phrases as the file has them, in any order, each with one key."""
         raise NotImplementedError
 
     def shape(self, record: dict[str, Any], key: str, where: str) -> Any:

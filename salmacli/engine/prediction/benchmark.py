@@ -37,6 +37,8 @@ from salmacli.models.salma import Salma
 # (checkpoint, settings with their precision, device, who is told) → the predictor
 Load = Callable[[Path, PredictConfig, torch.device, Progress], Predictor]
 _NAMED = 3  # in a message
+# Of the attention: told with the results where they are not their defaults.
+_OPTIONS = {"tau", "pooling", "layers", "levels", "adaptive_gate", "film", "decoder_fusion"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Job:
         """``run`` and ``config`` for the results; the predictions themselves say the rest."""
         cma = self.model.cma
         config = {"cma": cma.enabled, "topk": cma.topk, "mba": cma.mba, "seed": self.info.run_config.get("seed")}
+        # Runs that differ in an option are no repetitions of each other.
+        config |= cma.model_dump(mode="json", exclude_defaults=True, include=_OPTIONS)
         return {"run": self.run.name if self.run else None, "config": config}
 
     def record(self) -> dict[str, Any]:

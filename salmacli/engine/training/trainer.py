@@ -24,7 +24,7 @@ from salmacli.config.schema import RunConfig
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.collate import Batch
 from salmacli.data.training.mix import TrainingMix
-from salmacli.engine.optimizer import adamw
+from salmacli.engine.optimizer import adamw, parts_table
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.training.devices import accelerator_of, split_by_layers, whole
@@ -210,6 +210,7 @@ class Trainer:
         self.frozen = fingerprint(self.model)
         self.model.to(self.accelerator.device).train()
         optimizer = adamw(self.model, self.config)
+        self.progress.parts(parts_table(self.model, self.config))
         self.schedule = get_cosine_schedule_with_warmup(
             optimizer, round(train.warmup_fraction * train.steps), train.steps
         )
@@ -260,6 +261,9 @@ class Trainer:
     def _draw(self, batches: Iterator[Any], step: int) -> tuple[list[Batch], Counts] | None:
         """The passes of one step and what all processes have in them together; None when one was asked to stop."""
         drawn = [next(batches) for _ in range(self.config.train.accumulate)]
+        for batch, _ in drawn:
+            if batch.left_out:
+                LOG.info("step %d: %d objects left out of conversations that are too long", step, batch.left_out)
         counts, bad = [counts_of(batch) for batch, _ in drawn], [clip for _, clips in drawn for clip in clips]
         own = [sum(part) for part in zip(*(vars(one).values() for one in counts), strict=True)]
         lacking = float(self.alike and not all(one.masks for one in counts))

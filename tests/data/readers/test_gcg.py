@@ -126,6 +126,17 @@ def test_phrases_never_stand_in_each_other(opened, square, spans, answer):
     assert answer.count("[SEG]") == len(talk.targets)
 
 
+@pytest.mark.parametrize("name", ["gcg-grandf", "gcg-refcocog"])
+def test_a_phrase_without_a_mask_is_passed_over(opened, square, name):
+    masks = [[], square("polygons")]
+    content = refcocog(masks)
+    if name == "gcg-grandf":
+        content = grandf(masks)
+        content["groundings"]["phrase 0"]["rle_masks"] = []
+    talk = opened(name, [content]).talk(0)
+    assert (talk.rounds[0].answer, talk.targets) == ("<p> A man in red </p> [SEG] holds a dog.", ("1",))
+
+
 def test_quotes_around_a_caption_and_marks_in_it(opened, square):
     caption = f'"{CAPTION} <p>[SEG]</p>" '
     talk = opened("gcg-grandf", [grandf([square("compressed")] * 2, caption)]).talk(0)

@@ -261,6 +261,9 @@ def test_a_plan_is_made_without_the_model(benchmark, run_checkpoint, monkeypatch
     job = plan(run, benchmark, PredictConfig(window=64))
     assert job.folder == run.path / "eval" / "mevis" / "frames+window=64" / "predictions"
     assert job.origin() == {"run": "first", "config": {"cma": True, "topk": 2, "mba": "gate", "seed": 0}}
+    optional = job.model.model_copy(update={"cma": job.model.cma.model_copy(update={"layers": 2, "levels": (16, 8)})})
+    told = replace(job, model=optional).origin()["config"]
+    assert told == {"cma": True, "topk": 2, "mba": "gate", "seed": 0, "layers": 2, "levels": [16, 8]}
     alone = plan(None, benchmark, PredictConfig(mode="consistent"), run_checkpoint)
     assert alone.folder == run_checkpoint / "eval" / "mevis" / "consistent" / "predictions"
     for both_or_none in ((run, run_checkpoint), (None, None)):
