@@ -105,9 +105,14 @@ def measured_peak(model: Salma, config: RunConfig, batch: Batch, *, bf16: bool) 
     large = {name: _like(one) for name, one in vars(batch).items() if isinstance(one, Tensor) and one.ndim > 2}
     batch = replace(batch, **large)
     step = Step(model.train(), config.losses, several=False)
-    moments = [_like(one) for one in model.parameters() if one.requires_grad for _ in range(2)]
+    trained = [one for one in model.parameters() if one.requires_grad]
+    state = [_like(one) for one in trained for _ in range(2)]  # AdamW's moments
+    if config.train.accumulate > 1:
+        for one in trained:
+            one.grad = _like(one)  # of an earlier pass
+            state.append(one.grad)
     with LiveBytes() as live, _fused_attention():
-        live.hold([list(model.parameters()), list(model.buffers()), moments, list(vars(batch).values())])
+        live.hold([list(model.parameters()), list(model.buffers()), state, list(vars(batch).values())])
         with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
             loss, _ = step(batch, counts_of(batch), 1.0)
         loss.backward()

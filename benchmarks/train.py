@@ -11,9 +11,9 @@ what Sa2VA trains. Measured are, in this order:
 
     steps     ours, ours with gradient checkpointing, `naive`: ours with what Sa2VA's training code does beside
               (see `_naive.py`), and `public`, that code itself, with the same weights and the same batch: CHECKOUT has
-              its projects/llava_sam2, PYTHON has the packages that it needs. Medians over `--repeats`, after one
-              step that is not counted; on the CPU seconds of the processor. Memory is the most bytes of tensors alive at once (of weights, gradients,
-              AdamW's state and activations); on a GPU what torch says it has allocated
+              its projects/llava_sam2, PYTHON has the packages that it needs. Medians over `--repeats`, after one step
+              that is not counted; on the CPU seconds of the processor. Memory is the most bytes of tensors alive at
+              once (weights, gradients, AdamW's state, activations); on a GPU what torch says it has allocated
     formula   the peak that `salma doctor train` tells, against whole steps on fake tensors
 """
 

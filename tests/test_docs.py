@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from salmacli.cli import app
-from salmacli.config.schema import CmaConfig, PredictConfig
+from salmacli.config.schema import CmaConfig, DataConfig, LossConfig, PredictConfig, TrainConfig
 from salmacli.engine.scoring.label_folders import SCORINGS
 from salmacli.engine.scoring.protocols import PROTOCOLS
 
@@ -61,12 +61,15 @@ def test_command_lines_name_options_that_exist():
             assert words[words.index("--scoring") + 1] in SCORINGS, line
 
 
-@pytest.mark.parametrize(("page", "section"), [("prediction", PredictConfig), ("attention", CmaConfig)])
-def test_settings_stand_in_the_documentation_as_in_the_schema(page, section):
+@pytest.mark.parametrize(
+    ("page", "sections"),
+    [("prediction", [PredictConfig]), ("attention", [CmaConfig]), ("training", [DataConfig, LossConfig, TrainConfig])],
+)
+def test_settings_stand_in_the_documentation_as_in_the_schema(page, sections):
     text = (Path(__file__).resolve().parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    rows = list(_settings(section))
+    rows = [row for section in sections for row in _settings(section)]
     assert len(rows) > 10
-    assert re.findall(r"^\| `([a-z_.]+)` \| (\S+) \| (.+) \|$", text, flags=re.MULTILINE) == rows
+    assert re.findall(r"^\| `([a-z_0-9.]+)` \| (\S+|\[[^|]*\]) \| (.+) \|$", text, flags=re.MULTILINE) == rows
 
 
 def _settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str]]:
@@ -77,6 +80,8 @@ def _settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str
         else:
             yield (
                 f"{path}{name}",
-                yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0],
+                "–"
+                if field.is_required()
+                else yaml.safe_dump(field.default, default_flow_style=True, width=200).split("\n")[0],
                 str(field.description),
             )

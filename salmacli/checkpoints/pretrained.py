@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi, constants
@@ -89,7 +89,8 @@ class SalmaModel(Salma):
         if config.mllm.base is not None or config.sam2.base is not None:
             return cls._of_bases(config)[0]
         _check_decoders(config, [])
-        return empty_model(config, build_tokenizer(expressions, config.mllm.vocabulary, chat_of(config.mllm)), cls)
+        tokenizer = build_tokenizer(expressions, config.mllm.vocabulary, chat_of(config.mllm))
+        return cast(SalmaModel, empty_model(config, tokenizer, cls))
 
     @classmethod
     def _of_bases(cls, config: ModelConfig) -> tuple[SalmaModel, Contents, CheckpointInfo]:

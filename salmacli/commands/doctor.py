@@ -22,7 +22,7 @@ from salmacli.commands.options import (
 from salmacli.errors import SalmaError
 
 if TYPE_CHECKING:
-    from salmacli.engine.doctor import Report
+    from salmacli.engine.doctor.checks import Report
 
 app = typer.Typer(help="Check settings, data, models and this machine before a command runs.", no_args_is_help=True)
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -52,7 +52,7 @@ def train(
         config = load_config(preset, [*assignments, *(settings or [])])
     except SalmaError as error:
         return _refused("train", error, as_json)
-    from salmacli.engine.doctor import examine_training
+    from salmacli.engine.doctor.training import examine_training
 
     return _told("train", examine_training(config, num_gpus), as_json)
 
@@ -77,7 +77,7 @@ def predict(
     except SalmaError as error:
         return _refused("predict", error, as_json)
     from salmacli.data.frames import frames_of
-    from salmacli.engine.doctor import examine_frames, examine_prediction
+    from salmacli.engine.doctor.prediction import examine_frames, examine_prediction
 
     looks = [] if source is None else [examine_frames(lambda: frames_of(source))]
     return _told("predict", examine_prediction(place, how, looks), as_json)
@@ -101,7 +101,7 @@ def evaluate(
         place = _checkpoint(run, checkpoint)
     except SalmaError as error:
         return _refused("eval", error, as_json)
-    from salmacli.engine.doctor import examine_benchmark, examine_prediction
+    from salmacli.engine.doctor.prediction import examine_benchmark, examine_prediction
 
     return _told("eval", examine_prediction(place, how, [examine_benchmark(benchmark.value, data, split)]), as_json)
 
@@ -115,7 +115,7 @@ def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
 
 def _refused(command: str, error: SalmaError, as_json: bool) -> int:
     """Settings that cannot be read: there is nothing more to check."""
-    from salmacli.engine.doctor import Report, fault
+    from salmacli.engine.doctor.checks import Report, fault
 
     return _told(command, Report((fault(_SETTINGS, error),)), as_json)
 
@@ -167,7 +167,7 @@ def _parts(report: Report) -> Any:
 def _memory(report: Report) -> Any:
     from rich.table import Table
 
-    from salmacli.engine.doctor import size
+    from salmacli.engine.doctor.checks import size
 
     memory = report.memory
     assert memory is not None

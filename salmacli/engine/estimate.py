@@ -113,7 +113,7 @@ def training_memory(
         devices: how many share the run.
         cpu: whether they are CPUs.
     """
-    train, kinds = config.train, _Kinds(2 if bf16 else 4, (2 if bf16 else 4) if cpu else 1)
+    train, kinds = config.train, _Kinds(2 if bf16 else 4, 4 if cpu else 1)
     state = _state(model, config, devices)
     again = train.memory and train.gradient_checkpointing
     said = _said(config, load) if train.memory else load.masks  # masks that are decoded with language
@@ -175,6 +175,7 @@ def _state(model: Salma, config: RunConfig, devices: int) -> dict[str, int]:
     trained = [p for part in trained_parts(model, config).values() for p in part.values()]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     weights += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    weights -= _saved_by_quantisation(model, train)
     numbers = sum(parameter.numel() for parameter in trained)
     average = 4 * numbers if train.ema is not None else 0
     own, shared = (devices, devices) if train.sharding in ("fsdp2", "zero3") else (1, devices)
@@ -186,6 +187,15 @@ def _state(model: Salma, config: RunConfig, devices: int) -> dict[str, int]:
         "optimizer": 8 * numbers // shared,
         "average": average // own,
     }
+
+
+def _saved_by_quantisation(model: Salma, train: TrainConfig) -> int:
+    """What the LLM's frozen matrices take less in 8 or 4 bits."""
+    if train.quantize is None:
+        return 0
+    size = 1.0 if train.quantize == "8bit" else 0.5
+    matrices = [p for p in parts_of(model)[LLM].values() if p.ndim == 2 and not p.requires_grad]
+    return int(sum(p.numel() * (p.element_size() - size) for p in matrices))
 
 
 def _inputs(model: Salma, load: Load) -> int:
@@ -266,7 +276,7 @@ def _encoder(model: Salma, load: Load, kinds: _Kinds) -> int:
         sam2 = model.config.sam2
         # Tokens fall to a fourth from stage to stage, and widths double.
         numbers = sum(16 * area // 4**n * sam2.embed_dim * 2**n * blocks for n, blocks in enumerate(sam2.stages))
-        kept += ((92 if kinds.whole else 52) * numbers + 84 * sam2.width * area) * load.frames
+        kept += ((92 if kinds.whole else 48) * numbers + 84 * sam2.width * area) * load.frames
     return int(kept)
 
 
@@ -322,14 +332,14 @@ def _memory_step(model: Salma, config: RunConfig, load: Load, kinds: _Kinds) -> 
 def _following(model: Salma, config: RunConfig, kinds: _Kinds) -> int:
     """Memory attention of one object in one frame."""
     sam2 = model.config.sam2
-    number = 70 * sam2.width + 10 * sam2.memory_feedforward + 24 * _memories(model, config) * sam2.width
+    number = (42 + 14 * _memories(model, config)) * sam2.width + 6 * sam2.memory_feedforward
     return sam2.memory_layers * _area(model) * number * (3 + kinds.half) // 7
 
 
 def _remembering(model: Salma, kinds: _Kinds) -> int:
     """Memory encoder of one object in one frame; its first layers see the mask at full size."""
     sam2 = model.config.sam2
-    return (130 * sam2.image_size**2 + 120 * sam2.width * _area(model)) * (3 + kinds.half) // 7
+    return (110 * sam2.image_size**2 + 100 * sam2.width * _area(model)) * (3 + kinds.half) // 7
 
 
 def _memories(model: Salma, config: RunConfig) -> int:

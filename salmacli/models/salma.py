@@ -170,10 +170,9 @@ class Salma(nn.Module):
     def _look(self, batch: Batch, language: Language) -> tuple[Masks, Tensor | None, Tensor]:
         """Masks (P), prior (F, S/4, S/4) and what the features look like under the true masks (P, C)."""
         if not len(batch.object_of):  # nothing to segment: nothing is encoded
-            side, kind = self.config.sam2.image_size // 4, {"device": self.device, "dtype": self.dtype}
-            logits, iou, token, presence = (
-                torch.zeros(0, *shape, **kind) for shape in ((side, side), (), (self.config.sam2.width,), (1,))
-            )
+            side, width = self.config.sam2.image_size // 4, self.config.sam2.width
+            shapes = ((0, side, side), (0,), (0, width), (0, 1))
+            logits, iou, token, presence = (torch.zeros(s, device=self.device, dtype=self.dtype) for s in shapes)
             return Masks(logits, iou, token, presence), logits if self.cma is not None else None, token
         features = self.grounding.encode(batch.sam_pixels)
         sights = self.grounding.decodable(features)

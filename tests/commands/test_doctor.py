@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from salmacli.cli import main
-from salmacli.engine import doctor
-from salmacli.engine.machine import Devices
+from salmacli.engine.doctor import training
+from salmacli.engine.doctor.machine import Devices
 
 HERE = Devices("a GPU", 2, 20 * 2**30, 24 * 2**30, bf16=True, cpu=False)
 
@@ -78,24 +78,22 @@ def test_bases_are_looked_for_and_not_fetched(ask):
 
 
 def test_a_base_on_the_hub_is_a_warning_while_there_is_a_network(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    check = doctor._base("someone/some-model-that-is-not-here", "mllm")
+    monkeypatch.setattr(training.constants, "HF_HUB_OFFLINE", False)
+    check = training._base("someone/some-model-that-is-not-here", "mllm")
     assert check.state == "warning" and check.mend == "fetch it now: hf download someone/some-model-that-is-not-here"
 
 
 def test_what_the_machine_lacks_is_told(ask, monkeypatch):
     small = replace(HERE, total=2**30, free=2**29)
     monkeypatch.setattr(Devices, "here", classmethod(lambda cls: small))
-    monkeypatch.setattr(doctor, "free_disk", lambda folder: 10)
+    monkeypatch.setattr(training, "free_disk", lambda folder: 10)
     checks, _ = ask("train", "--num-gpus", "4", code=1)
     assert states(checks) == {"devices": "fault", "memory": "fault", "disk": "fault"}
     assert "gradient_checkpointing" in checks["memory"]["mend"]
 
 
 def test_missing_packages_are_faults_of_the_settings(ask, monkeypatch):
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
     checks, _ = ask("train", "--set", "train.recipe=lora", "--set", "train.quantize=4bit", code=3)
     assert "bitsandbytes" in checks["packages"]["found"]
 

@@ -119,8 +119,18 @@ def test_pretrained_presets_train_on_the_whole_mix_with_the_published_repeats(si
     mix = load_config(f"salma-{size}").data.train
     assert {one.split for one in mix} == {"train"}
     assert {one.set: one.repeats for one in mix} == {
-        **{"revos": 10, "mevis": 4, "refytvos": 4, "refsav": 4},
-        **{"refcoco": 5, "refcoco+": 5, "refcocog": 4},
-        **{"gcg-grandf": 50, "gcg-refcocog": 5, "gcg-flickr30k": 5, "gcg-openpsg": 5},
-        **{"llava": 1, "chatunivi": 1, "osprey": 1},
+        "revos": 10,
+        "mevis": 4,
+        "refytvos": 4,
+        "refsav": 4,
+        "refcoco": 5,
+        "refcoco+": 5,
+        "refcocog": 4,
+        "gcg-grandf": 50,
+        "gcg-refcocog": 5,
+        "gcg-flickr30k": 5,
+        "gcg-openpsg": 5,
+        "llava": 1,
+        "chatunivi": 1,
+        "osprey": 1,
     }

@@ -61,13 +61,12 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
 
 def check_packages(train: TrainConfig) -> None:
     """Raises ConfigError where an optional package is asked for and missing."""
-    extras = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
-    wanted = [(f"train.trackers names {name}", name, extras[name]) for name in train.trackers]
+    wanted: dict[str, str] = {name: f"train.trackers names {name}" for name in train.trackers}
     if train.sharding.startswith("zero"):
-        wanted.append((f"train.sharding = {train.sharding!r}", "deepspeed", "deepspeed"))
-    for what, package, extra in wanted:
+        wanted["deepspeed"] = f"train.sharding = {train.sharding!r}"
+    for package, what in wanted.items():
         if find_spec(package) is None:
-            raise ConfigError(f"{what}, but {package} is not installed", f'pip install "salma[{extra}]"')
+            raise ConfigError(f"{what}, but {package} is not installed", f'pip install "salma[{package}]"')
 
 
 def precision_of(wanted: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from salmacli.config.schema import LossConfig
@@ -62,4 +63,4 @@ class Step(nn.Module):
         parts = (*model.mllm.parts().values(), model.text_hidden_fcs, model.grounding, model.cma)
         optional = [part for part in parts if part is not None and part is not model.mllm.parts()["language model"]]
         trained = {id(p): p for part in optional for p in part.parameters() if p.requires_grad}
-        return sum((p.float().sum() for p in trained.values()), start=model.text_hidden_fcs[0].weight.new_zeros(())) * 0
+        return sum((p.float().sum() for p in trained.values()), start=torch.zeros((), device=model.device)) * 0

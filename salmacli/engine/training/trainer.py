@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -295,12 +295,13 @@ class Trainer:
         train = self.config.train
         if self.model.cma is not None:
             self.model.cma.warm_up(step, train.steps)
-        figures: Counter[str] = Counter()
+        figures: dict[str, float] = defaultdict(float)
         for number, batch in enumerate(batches):
             with self._quiet(number < len(batches) - 1):
                 values = self._backward(batch, counts, (step + 1) / train.steps)
             refuse_not_finite(values, step, self.step.suspects)
-            figures.update(values)
+            for name, value in values.items():
+                figures[name] += value
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), train.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         # A loss that is no number in another process shows here, before it reaches the weights and a checkpoint.

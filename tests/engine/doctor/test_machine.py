@@ -4,8 +4,8 @@ from importlib import metadata
 
 import pytest
 
-from salmacli.engine import machine
-from salmacli.engine.machine import Devices, free_disk, wrong_versions
+from salmacli.engine.doctor import machine
+from salmacli.engine.doctor.machine import Devices, free_disk, wrong_versions
 
 
 def test_packages_out_of_range_or_missing_are_named(monkeypatch):
