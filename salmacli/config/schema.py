@@ -146,7 +146,7 @@ class ModelConfig(Settings):
     tiles: int = Field(
         1,
         ge=1,
-        description="at most so many tiles of a picture, and then the whole of it, are shown to an MLLM of a family that"
+        description="at most so many tiles of a picture, and then the whole of it, are shown to an MLLM whose family"
         " reads tiles (InternVL); 1: the whole of it alone",
     )
     inference_mode: Literal["frames", "consistent", "sa2va"] = Field(

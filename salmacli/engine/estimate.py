@@ -154,13 +154,13 @@ def prediction_memory(model: Salma, settings: PredictConfig, *, bf16: bool) -> M
     tokens = keys * (model.mllm.tokens_per_frame + PICTURE_ENDS) + QUESTION_TOKENS
     memories = (settings.memories or model.grounding.num_maskmem - 1) + (settings.conditioning or keys)
     held = {
-        "features of frames": (frames + keys) * 21 * half * pixels + frames * _POSITIONS * pixels,
+        "features of frames": (frames + keys) * 21 * half * pixels,
         "memories": expressions * memories * model.grounding.mem_dim * _area(model) * half,
         "conversation": 2 * text.num_hidden_layers * tokens * _key_width(text) * half,
     }
     attention = (30 if half == 4 else 20) + (13 if half == 4 else 15) * memories
     passing = {
-        "encoder": frames * _encoder_passing(model, half),
+        "encoder": frames * _encoder_passing(model, 0, half),
         "memory attention and mask decoder": expressions * pixels * (attention + 7 * half),
         "vision tower": keys * _tower_tokens(model) * model.mllm.model.config.vision_config.hidden_size * 6 * half,
         "language model": tokens * (3 * text.intermediate_size + 6 * text.hidden_size) * half,
@@ -199,11 +199,11 @@ def _saved_by_quantisation(model: Salma, train: TrainConfig) -> int:
 
 
 def _inputs(model: Salma, load: Load) -> int:
-    """The batch, and what SAM 2's cache of position encodings keeps of it: that of the first batch, whole."""
+    """The batch."""
     side, (height, width) = model.config.sam2.image_size, model.mllm.frame_size
     pictures = 12 * (load.frames * side**2 + load.pictures * height * width)
     masks = (load.frames + load.masks) * side**2 + load.samples * load.tokens**2
-    return pictures + masks + _POSITIONS * model.config.sam2.width * _area(model) * load.frames
+    return pictures + masks
 
 
 # Parts. Each returns bytes that are kept for the backward pass.
@@ -304,7 +304,7 @@ def _features(model: Salma, load: Load, kinds: _Kinds) -> int:
     """Features of all frames, and the frames of every mask, until the masks are made."""
     width, area = model.config.sam2.width, _area(model)
     held = width * area * (84 * load.frames + (4 + 3 * kinds.half) * load.masks)
-    return max(held, load.frames * _encoder_passing(model, kinds.half))
+    return max(held, load.frames * _encoder_passing(model, 4, kinds.half))
 
 
 def _said(config: RunConfig, load: Load) -> int:
@@ -347,9 +347,16 @@ def _memories(model: Salma, config: RunConfig) -> int:
     return min((config.data.prompted_frames + config.data.decoded_frames) // 2, model.grounding.num_maskmem)
 
 
-def _encoder_passing(model: Salma, half: int) -> int:
-    """What comes and goes in SAM 2's encoder, per frame, without gradients: its first stage has most numbers."""
-    return 16 * _area(model) * model.config.sam2.embed_dim * (20 if half == 4 else 13)
+def _encoder_passing(model: Salma, kept: int, half: int) -> int:
+    """What SAM 2's encoder takes per frame, without gradients: its first stage, features and their positions.
+
+    Args:
+        model: its sizes.
+        kept: bytes of a number of the features.
+        half: of one inside.
+    """
+    sam2 = model.config.sam2
+    return _area(model) * (16 * sam2.embed_dim * (20 if half == 4 else 13) + sam2.width * (21 * kept + _POSITIONS))
 
 
 def _key_width(text: Any) -> int:

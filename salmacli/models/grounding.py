@@ -138,10 +138,18 @@ class Grounding(SAM2Base):
         """Features of normalised frames (F, 3, S, S)."""
         kind = self.no_mem_embed.dtype
         out = self.image_encoder(images.to(kind))
+        self._own_positions()
         # The package's FPN adds in float32; its encoding of positions is the same for all frames.
         position = out["vision_pos_enc"][-1][:1].clone()
         stride4, stride8, stride16, position = (level.to(kind) for level in (*out["backbone_fpn"], position))
         return FrameFeatures(stride4, stride8, stride16, position)
+
+    def _own_positions(self) -> None:
+        """Let the FPN's cache hold its tables alone: the package keeps views of the first batch's, for ever."""
+        tables: dict[Any, Tensor] = self.image_encoder.neck.position_encoding.cache
+        for size, table in tables.items():
+            if table.untyped_storage().nbytes() > table.numel() * table.element_size():
+                tables[size] = table.clone()
 
     @torch.no_grad()
     def match_queries_and_keys(self) -> None:

@@ -101,7 +101,7 @@ def test_merged_in_float32_every_layer_computes_the_same():
         ([], False, False),
         (["train.vocabulary=new"], True, False),
         (["train.vocabulary=none", *TIED], True, True),
-        (["train.recipe=full"], False, True),
+        pytest.param(["train.recipe=full"], False, True, marks=pytest.mark.slow),
         pytest.param(["train.recipe=decoder-only"], True, False, marks=pytest.mark.slow),
         pytest.param(["train.recipe=full"], True, False, marks=pytest.mark.slow),
         pytest.param(["train.vocabulary=new", *TIED], False, True, marks=pytest.mark.slow),

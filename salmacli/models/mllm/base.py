@@ -140,7 +140,7 @@ class Mllm(nn.Module, ABC):
 
         Args:
             ids: (B, L) tokens, G placeholders among them.
-            looks: (G, W) what stands in for each placeholder, in order, rows of what `encode_frames` gives; None without.
+            looks: (G, W) what stands in for each placeholder, in order, rows of what `encode_frames` gives, or None.
             attention: (B, L, L) True where a query (second axis) may see a key (third).
             positions: (B, L) how many tokens stand before each one in its own conversation.
 
