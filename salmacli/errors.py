@@ -18,6 +18,7 @@ class SalmaError(Exception):
     exit_code: int = 1
 
     def __init__(self, message: str, mend: str | None = None) -> None:
+        self.mend = mend
         text = message if mend is None else f"{message}; {mend}"
         # Messages often quote another library's, which may span lines; the promise is one line.
         super().__init__(" ".join(text.split()))

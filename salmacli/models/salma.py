@@ -57,7 +57,7 @@ class Outputs:
         said: (2, P, C) what is said of each mask's object: the state at `[SEG]`, and the mean of its words.
         looks: (P, C) mean of the image features under the true mask, before the CMA.
         answer_loss: (B,) sum of the cross-entropies of each sample's answer tokens.
-        unrolled: whether masks went through SAM 2's memory.
+        unrolled: whether masks went through SAM 2's memory, and it says where objects are absent.
     """
 
     masks: Masks
@@ -151,7 +151,7 @@ class Salma(nn.Module):
             said=torch.stack([language.seg, language.mean_word()])[:, batch.object_of],
             looks=looks,
             answer_loss=self._answer_loss(hidden, batch),
-            unrolled=self.unroll is not None,
+            unrolled=self.unroll is not None and self.config.sam2.object_scores,
         )
 
     def _read(self, batch: Batch) -> Tensor:
@@ -185,7 +185,7 @@ class Salma(nn.Module):
         if self.unroll is None:
             masks = spoken(slice(None))
         else:
-            masks = unrolled(self.grounding, features, batch.frame_of, batch.object_of, spoken, self.unroll)
+            masks = unrolled(self.grounding, features, batch, spoken, self.unroll)
         return masks, prior, _under(features.stride16[batch.frame_of], batch.targets)
 
 

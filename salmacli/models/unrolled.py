@@ -7,12 +7,15 @@ remembered in its turn. Gradients go all the way back: what is said of an object
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from salmacli.data.collate import Batch
 from salmacli.models.grounding import Decodable, FrameFeatures, Grounding, Masks
 from salmacli.models.memory import Memory, MemoryBank, Recalled, coloured
 from salmacli.models.propagation import AsSam2
@@ -26,22 +29,24 @@ class Unrolling:
 
     Attributes:
         prompted: frames of each clip, the first ones, that are decoded with language.
+        true_prompts: share of their masks that enter the memory as they should be instead of as language made them. A
+            memory from scratch hardly learns to carry what is mostly wrong; SAM 2 itself is trained on true masks.
         checkpoint: compute what lies inside the memory's steps again for the gradients instead of keeping it.
     """
 
     prompted: int
+    true_prompts: float = 0.0
     checkpoint: bool = False
 
 
 def unrolled(
     grounding: Grounding,
     features: FrameFeatures,
-    frame_of: Tensor,
-    object_of: Tensor,
+    batch: Batch,
     decode: Callable[[Tensor], Masks],
     how: Unrolling,
 ) -> Masks:
-    """Masks of P ≥ 1 pairs of frame and object, those of one object in a row, in the order of time.
+    """Masks of a batch's P ≥ 1 pairs of frame and object, those of one object in a row, in the order of time.
 
     Clips with the same number of frames go through the memory together, all objects at once. A clip with fewer frames
     than are prompted is all language.
@@ -49,16 +54,16 @@ def unrolled(
     Args:
         grounding: SAM 2.
         features: of F frames.
-        frame_of, object_of: (P,) which frame and which object each mask belongs to.
+        batch: which frame and which object each mask belongs to, and what is true.
         decode: masks, decoded with language, of the pairs in these rows (N,).
         how: see `Unrolling`.
 
     Returns:
         P masks. Their logits are the decoder's own also where it takes the object for absent, so that they learn there.
     """
-    clips = Clips(grounding, features, frame_of, decode, how)
-    order, masks = zip(*(clips.masks(rows) for rows in _by_length(object_of)), strict=True)
-    place = torch.empty_like(object_of)
+    clips = Clips(grounding, features, batch, decode, how)
+    order, masks = zip(*(clips.masks(rows) for rows in _by_length(batch.object_of)), strict=True)
+    place = torch.empty_like(batch.object_of)
     place[torch.cat(order)] = torch.arange(len(place), device=place.device)
     return Masks.cat(masks).at(place)
 
@@ -77,11 +82,11 @@ class Clips:
         self,
         grounding: Grounding,
         features: FrameFeatures,
-        frame_of: Tensor,
+        batch: Batch,
         decode: Callable[[Tensor], Masks],
         how: Unrolling,
     ) -> None:
-        self.grounding, self.frame_of, self.decode, self.how = grounding, frame_of, decode, how
+        self.grounding, self.batch, self.decode, self.how = grounding, batch, decode, how
         self.way = AsSam2(grounding)
         self.position = features.position
         self.sights = self.way.sights(features)
@@ -104,7 +109,7 @@ class Clips:
         return rows.T.flatten(), Masks.cat(found)
 
     def _remember(self, rows: Tensor, masks: Masks) -> Memory:
-        sight = self.sights.at(self.frame_of[rows])
+        sight, masks = self.sights.at(self.batch.frame_of[rows]), self._corrected(rows, masks)
 
         def step(image: Tensor, stride4: Tensor, stride8: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
             memory = self.way.remember(Decodable(image, (stride4, stride8)), Masks(*parts))
@@ -112,8 +117,19 @@ class Clips:
 
         return Memory(*self._step(step, sight.image, *sight.fine, *masks.parts()))
 
+    def _corrected(self, rows: Tensor, masks: Masks) -> Masks:
+        """The masks with the true ones in the place of some, which those are follows from the masks' own seeds."""
+        if not self.how.true_prompts:
+            return masks
+        seeds = self.batch.seeds[rows].tolist()
+        drawn = [Random(seed).random() < self.how.true_prompts for seed in seeds]
+        size, true = masks.logits.shape[-2:], self.batch.targets[rows].unsqueeze(1).to(masks.logits.dtype)
+        share = F.interpolate(true, size, mode="area")[:, 0]
+        chosen = torch.tensor(drawn, device=rows.device)[:, None, None]
+        return replace(masks, logits=torch.where(chosen, share - 0.5, masks.logits))
+
     def _follow(self, rows: Tensor, recalled: Recalled) -> tuple[Masks, Memory]:
-        sight = self.sights.at(self.frame_of[rows])
+        sight = self.sights.at(self.batch.frame_of[rows])
 
         def step(image: Tensor, stride4: Tensor, stride8: Tensor, tokens: Tensor, places: Tensor) -> tuple[Tensor, ...]:
             seen = coloured(self.grounding, image, self.position, Recalled(tokens, places, recalled.pointers))

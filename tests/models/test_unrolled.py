@@ -17,6 +17,7 @@ from salmacli.engine.prediction.features import VideoFeatures
 from salmacli.engine.prediction.sights import to_sam2
 from salmacli.engine.prediction.tracking import Tracker
 from salmacli.engine.prediction.windows import Window
+from salmacli.models import unrolled as unrolled_module
 from salmacli.models.grounding import Masks
 from salmacli.models.memory import MemoryBank, coloured
 from salmacli.models.propagation import AsSam2, binarised
@@ -83,6 +84,8 @@ class Clips:
         self.seg = torch.cat([part.seg for part in parts]).requires_grad_()
         self.language = Language(self.seg, *(torch.cat([getattr(p, n) for p in parts]) for n in ("words", "valid")))
         self.asked: list[Tensor] = []
+        self.seeds = torch.arange(len(self.frame_of))
+        self.targets = torch.rand(len(self.frame_of), 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5
 
     def masks(self, how: Unrolling) -> Masks:
         """As `Salma.forward` makes them."""
@@ -95,7 +98,7 @@ class Clips:
             frames, objects = self.frame_of[rows], self.object_of[rows]
             return self.model.decode(sights.at(frames), self.language.at(objects), prior[frames])
 
-        return unrolled(self.model.grounding, features, self.frame_of, self.object_of, decode, how)
+        return unrolled(self.model.grounding, features, self, decode, how)
 
 
 def predicted(model: Salma, clip: int, length: int, keys: Sequence[int]) -> Tensor:
@@ -167,7 +170,7 @@ def test_checkpointing_changes_nothing(one):
             torch.manual_seed(5)
             one.zero_grad()
             clips = Clips(one, 4, 3)
-            masks = clips.masks(Unrolling(2, checkpoint))
+            masks = clips.masks(Unrolling(2, checkpoint=checkpoint))
             (masks.logits.square().mean() + masks.presence.sum() + masks.iou.sum()).backward()
             results.append(
                 [masks.logits, clips.seg.grad, *(p.grad for p in one.grounding.memory_attention.parameters())]
@@ -210,6 +213,25 @@ def test_an_absent_object_is_remembered_as_such_and_still_taught(one):
     one.zero_grad()
     masks.presence[3].sum().backward()
     assert bool(one.grounding.sam_mask_decoder.pred_obj_score_head.layers[-1].weight.grad.count_nonzero())
+
+
+def test_true_masks_may_enter_the_memory_and_are_never_told(one):
+    """Which do follows from the seeds; language is still judged by its own masks, but no longer by what follows these."""
+    clips = Clips(one, 4)
+    masks = clips.masks(Unrolling(1, true_prompts=1.0))
+    usual = Clips(one, 4).masks(Unrolling(1))
+    first = torch.arange(len(masks.logits)) % 4 == 0
+    assert torch.equal(masks.logits[first], usual.logits[first])
+    assert not torch.allclose(masks.logits[~first], usual.logits[~first], atol=1e-4)
+    masks.logits[~first].sum().backward()
+    assert clips.seg.grad is None or not clips.seg.grad.any()
+    clips.seeds, some = torch.arange(2000), torch.arange(1000)
+    clips.targets, clips.frame_of = torch.ones(1, 64, 64, dtype=torch.bool).expand(1000, -1, -1), torch.zeros(1000)
+    told = Masks(torch.full((1000, 1, 1), -5.0), torch.zeros(1000), torch.zeros(1000, 1), torch.zeros(1000, 1))
+    walk = unrolled_module.Clips.__new__(unrolled_module.Clips)
+    walk.how, walk.batch = Unrolling(1, true_prompts=0.3), clips
+    true = (walk._corrected(some, told).logits > 0).flatten()
+    assert 250 < true.sum() < 350 and torch.equal(true, (walk._corrected(some, told).logits > 0).flatten())
 
 
 def test_a_fresh_memory_says_where_an_object_was():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from salmacli.engine.doctor.machine import Devices, wrong_versions
 from salmacli.engine.estimate import Memory
@@ -17,6 +17,7 @@ OVERHEAD = GIB  # of a process beside its tensors: libraries, CUDA's context, wh
 _NARROW = 0.9  # share of the memory above which it may run out all the same
 
 Made = TypeVar("Made")
+State: TypeAlias = Literal["ok", "warning", "fault"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Check:
     """
 
     name: str
-    state: Literal["ok", "warning", "fault"]
+    state: State
     found: str
     mend: str = ""
     exit_code: int = 0
@@ -60,8 +61,8 @@ class Report:
 
 def fault(name: str, error: SalmaError) -> Check:
     """What an error says."""
-    found, _, mend = str(error).rpartition("; ")
-    return Check(name, "fault", found or mend, mend if found else "", error.exit_code)
+    mend = error.mend or ""
+    return Check(name, "fault", str(error).removesuffix(f"; {mend}"), mend, error.exit_code)
 
 
 def examined(name: str, look: Callable[[], Check]) -> Check:

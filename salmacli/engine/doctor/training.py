@@ -15,7 +15,7 @@ from salmacli.config.schema import DatasetConfig, RunConfig
 from salmacli.data.benchmarks import DEFAULT_SPLITS, MARKER
 from salmacli.data.training.clips import BadClip
 from salmacli.data.training.mix import TrainingMix
-from salmacli.engine.doctor.checks import Check, Report, devices, examined, fault, made, memory, size, versions
+from salmacli.engine.doctor.checks import Check, Report, State, devices, examined, fault, made, memory, size, versions
 from salmacli.engine.doctor.machine import Devices, free_disk
 from salmacli.engine.estimate import Load, training_memory
 from salmacli.engine.optimizer import parts_table
@@ -31,6 +31,7 @@ from salmacli.models.trained import prepare_training
 
 _SMALLER = "train.gradient_checkpointing=true, a smaller train.batch_size with more train.accumulate, sharding"
 _QUANT = 'pip install "salma[quant]"'
+_REAL = "name data.root, or the set's own root"
 _TRIED = 3  # samples of each set
 
 
@@ -66,22 +67,22 @@ def examine_training(config: RunConfig, processes: int) -> Report:
 
 
 def _set(config: RunConfig, one: DatasetConfig) -> tuple[Check, TrainingMix | None]:
+    state: State
     name, alone = f"data: {one.set}", config.data.model_copy(update={"train": (one,), "group_lengths": False})
     synthetic = one.root is None and config.data.root is None
+    # A pretrained model is not meant for it.
+    state, mend = ("warning", _REAL) if synthetic and config.model.mllm.base is not None else ("ok", "")
     if synthetic and one.set in DEFAULT_SPLITS and not (synthetic_root() / MARKER).is_file():
-        return Check(name, "ok", f"the synthetic benchmark, which will be made in {synthetic_root()}"), None
+        return Check(name, state, f"the synthetic benchmark, which will be made in {synthetic_root()}", mend), None
     mix = open_mix(alone, config.model, config.seed, Silent())
     visits = sorted({0, len(mix) // 2, len(mix) - 1})[:_TRIED]
     bad = [clip for visit in visits if isinstance(clip := mix[0, visit], BadClip)]
     found = f"{mix.sets()[0].root}, split {one.split}: {len(mix):,} samples an epoch"
     if bad:
         told = f"{found}; {len(bad)} of {len(visits)} tried cannot be read: {bad[0].name}: {bad[0].reason}"
-        every, mend = len(bad) == len(visits), f"salma data verify {one.set}"
-        return Check(name, "fault", told, mend, 4) if every else Check(name, "warning", told, mend), mix
-    if synthetic and config.model.mllm.base is not None:
-        found += ", of the synthetic benchmark"
-        return Check(name, "warning", found, "name data.root, or the set's own root"), mix
-    return Check(name, "ok", found), mix
+        every, look = len(bad) == len(visits), f"salma data verify {one.set}"
+        return Check(name, "fault", told, look, 4) if every else Check(name, "warning", told, look), mix
+    return Check(name, state, found + (", synthetic" if synthetic else ""), mend), mix
 
 
 def _validation(config: RunConfig) -> Check:
