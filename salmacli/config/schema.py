@@ -306,6 +306,13 @@ class TrainConfig(Settings):
         description="unroll SAM 2's memory over the frames of a sample, with gradients, and train it, too; language"
         " prompts only the first data.prompted_frames",
     )
+    true_prompts: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="with memory: share of the masks entering it from prompted frames that are the true ones, not those"
+        " that language made; a memory from scratch hardly learns to carry what is mostly wrong",
+    )
 
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="samples per device and forward pass")

@@ -180,7 +180,8 @@ class Grounding(SAM2Base):
                 projection.bias.fill_(_LOCAL)
             for projection in (attention.v_proj, attention.out_proj):
                 projection.weight.mul_(_LOUD)
-        self.memory_encoder.mask_downsampler.encoder[-1].weight.mul_(_LOUD)
+        for reader in (self.memory_encoder.mask_downsampler.encoder, self.sam_prompt_encoder.mask_downscaling):
+            reader[-1].weight.mul_(_LOUD)
 
     def decodable(self, features: FrameFeatures) -> Decodable:
         """Prepare frames that have no memory yet for the mask decoder."""

@@ -29,14 +29,14 @@ class Unrolling:
 
     Attributes:
         prompted: frames of each clip, the first ones, that are decoded with language.
-        true_prompts: share of their masks that enter the memory as they should be instead of as language made them. A
-            memory from scratch hardly learns to carry what is mostly wrong; SAM 2 itself is trained on true masks.
         checkpoint: compute what lies inside the memory's steps again for the gradients instead of keeping it.
+        true_prompts: share of those frames' masks that enter the memory as they should be, not as language made them. A
+            memory from scratch hardly learns to carry what is mostly wrong; SAM 2 itself is trained on true masks.
     """
 
     prompted: int
-    true_prompts: float = 0.0
     checkpoint: bool = False
+    true_prompts: float = 0.0
 
 
 def unrolled(

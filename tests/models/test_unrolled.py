@@ -216,7 +216,7 @@ def test_an_absent_object_is_remembered_as_such_and_still_taught(one):
 
 
 def test_true_masks_may_enter_the_memory_and_are_never_told(one):
-    """Which do follows from the seeds; language is still judged by its own masks, but no longer by what follows these."""
+    """Which do follows from the seeds; language is still judged by its own masks, no longer by what follows."""
     clips = Clips(one, 4)
     masks = clips.masks(Unrolling(1, true_prompts=1.0))
     usual = Clips(one, 4).masks(Unrolling(1))

@@ -235,7 +235,9 @@ class Trainer:
         texts = self.mix.texts() if config.model.mllm.base is None else ()
         model = model_to_train(config, texts, resume, bf16=self.accelerator.mixed_precision == "bf16")
         if config.train.memory:
-            model.unroll = Unrolling(config.data.prompted_frames, config.train.gradient_checkpointing)
+            model.unroll = Unrolling(
+                config.data.prompted_frames, config.train.gradient_checkpointing, config.train.true_prompts
+            )
         if config.train.gradient_checkpointing:
             model.mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
