@@ -46,7 +46,7 @@ from salmacli.config.loading import load_config
 from salmacli.config.schema import ModelConfig, RunConfig
 from salmacli.data.collate import MEAN, STD, Batch
 from salmacli.engine.estimate import training_memory
-from salmacli.engine.optimizer import adamw
+from salmacli.engine.training.optimizer import adamw
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.models.salma import Salma
 from salmacli.models.sam2_package import flat, package_config

@@ -283,7 +283,7 @@ def test_training_moves_the_first_and_never_the_second(
     from salmacli.engine.progress import Silent
     from salmacli.engine.run_folder import RunFolder
     from salmacli.engine.sources import open_mix
-    from salmacli.engine.trainer import Trainer
+    from salmacli.engine.training.trainer import Trainer
 
     monkeypatch.setenv("SALMA_SYNTHETIC", str(small_synthetic))
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from salmacli.engine.doctor.machine import Devices, wrong_versions
 from salmacli.engine.estimate import Memory
-from salmacli.engine.optimizer import PartRow
+from salmacli.engine.training.optimizer import PartRow
 from salmacli.errors import SalmaError
 
 GIB = 2**30

@@ -18,11 +18,11 @@ from salmacli.data.training.mix import TrainingMix
 from salmacli.engine.doctor.checks import Check, Report, State, devices, examined, fault, made, memory, size, versions
 from salmacli.engine.doctor.machine import Devices, free_disk
 from salmacli.engine.estimate import Load, training_memory
-from salmacli.engine.optimizer import parts_table
 from salmacli.engine.progress import Silent
 from salmacli.engine.run_folder import RUNS
 from salmacli.engine.sources import open_mix, open_source, synthetic_root
 from salmacli.engine.training.devices import check_packages, precision_of
+from salmacli.engine.training.optimizer import parts_table
 from salmacli.errors import ConfigError
 from salmacli.models.mllm import chat_of
 from salmacli.models.salma import Salma

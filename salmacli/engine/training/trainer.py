@@ -24,7 +24,6 @@ from salmacli.config.schema import RunConfig
 from salmacli.data.benchmarks import Benchmark
 from salmacli.data.collate import Batch
 from salmacli.data.training.mix import TrainingMix
-from salmacli.engine.optimizer import adamw, parts_table
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
 from salmacli.engine.training.devices import accelerator_of, split_by_layers, whole
@@ -40,6 +39,7 @@ from salmacli.engine.training.guards import (
 )
 from salmacli.engine.training.journal import LOG, Journal
 from salmacli.engine.training.loader import loader_of
+from salmacli.engine.training.optimizer import adamw, parts_table
 from salmacli.engine.training.state import (
     is_deepspeed,
     model_state,
@@ -239,7 +239,7 @@ class Trainer:
                 config.data.prompted_frames, config.train.gradient_checkpointing, config.train.true_prompts
             )
         if config.train.gradient_checkpointing:
-            model.mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.mllm.checkpoint_activations()
         return model
 
     def _restore(self, resume: Path) -> int:

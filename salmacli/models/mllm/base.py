@@ -156,6 +156,12 @@ class Mllm(nn.Module, ABC):
         mask = mask.masked_fill(~attention, torch.finfo(dtype).min).unsqueeze(1)
         return self._language(mask, self._places(ids, positions), use_cache=False, **seen)
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations a second time for their gradients instead of keeping them."""
+        # The second name is what older versions of transformers have, and newer ones warn of.
+        enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """(…, D) → (…, V)."""
         return cast(Tensor, self.model.lm_head(hidden))

@@ -7,7 +7,7 @@ import torch
 
 from salmacli.config.loading import load_config
 from salmacli.config.schema import RunConfig
-from salmacli.engine.optimizer import adamw, parameter_groups, parts_table
+from salmacli.engine.training.optimizer import adamw, parameter_groups, parts_table
 from salmacli.models.salma import Salma
 from salmacli.models.trained import prepare_training
 
