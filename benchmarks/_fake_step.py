@@ -39,7 +39,7 @@ def model_of(config: RunConfig, *, bf16: bool) -> Salma:
     if config.train.memory:
         model.unroll = Unrolling(config.data.prompted_frames, config.train.gradient_checkpointing)
     if config.train.gradient_checkpointing:
-        model.mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.mllm.checkpoint_activations()
     return model
 
 

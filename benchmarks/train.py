@@ -165,7 +165,7 @@ def ours(
     model.to(device)
     prepare_training(model, config, bf16=bf16 and not naive)
     if checkpointing:
-        model.mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.mllm.checkpoint_activations()
     model.train()
     forward: Any = Naive(model, config.losses) if naive else Step(model, config.losses, several=False)
     optimizer, batch = adamw(model, config), batch.to(device)
