@@ -13,7 +13,7 @@ from salmacli.errors import ConfigError, DataError, SalmaError, UsageError
 # torchrun sets LOCAL_RANK, but other launchers do not; only a variable of our own tells a worker from the one
 # who starts workers, whoever launched it.
 WORKER = "SALMA_WORKER"
-_PATIENCE = 60  # seconds in which processes end that Ctrl-C has reached
+_PATIENCE = 180  # seconds in which processes end that Ctrl-C has reached: a step and a checkpoint
 _PR_SET_PDEATHSIG = 1
 _KILLED = 64  # the exit code that says so
 
@@ -111,10 +111,13 @@ def is_worker() -> bool:
 def _serve(argv: Sequence[str]) -> int:
     """Run torchrun; the exit code of the process that failed first, without the traceback of the one that watched."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
+    from torch.distributed.run import get_args_parser, main
 
+    known = {option for action in get_args_parser()._actions for option in action.option_strings}
+    # Older versions of torch give processes half a minute to save what they have done.
+    patience = [f"--shutdown-timeout={_PATIENCE}"] if "--shutdown-timeout" in known else []
     try:
-        main(list(argv))
+        main([*patience, *argv])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:

@@ -254,7 +254,8 @@ class LossConfig(Settings):
     prior: float = Field(
         0.0,
         ge=0,
-        description="binary cross-entropy of the visual pre-pass on the union of all annotated objects; for models "
+        description="binary cross-entropy of the visual pre-pass on the union of all that a video's expressions mean; for "
+        "models "
         "whose SAM 2 is not pretrained and would gate by noise",
     )
 
@@ -449,6 +450,10 @@ class RunConfig(Settings):
             raise ValueError(f"train.sharding = {self.train.sharding!r} cannot share out quantised weights")
         if self.train.sharding == "zero3":
             self._fits_zero3()
+        if self.train.true_prompts and not self.train.memory:
+            raise ValueError(f"train.true_prompts = {self.train.true_prompts} does nothing without train.memory")
+        if self.train.validation.patience is not None and self.train.validation.every is None:
+            raise ValueError("train.validation.patience does nothing without train.validation.every")
         if self.train.memory and self.data.decoded_frames <= self.data.prompted_frames:
             raise ValueError(
                 f"train.memory needs more data.decoded_frames than data.prompted_frames = {self.data.prompted_frames}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -43,7 +43,7 @@ class Batch:
         frame_of, object_of: (P,) which frame and which object each mask belongs to.
         identity: (P,) equal where two masks show the same object, be it in other words, another frame or another batch.
         targets: (P, S, S) bool, the true masks.
-        foreground: (F, S, S) bool, all annotated objects of each frame.
+        foreground: (F, S, S) bool, all in each frame that some expression of its sample means, asked or not.
         seeds, frame_seeds: (P,), (F,) of what is drawn for each mask and each frame.
         left_out: objects whose `[SEG]` stood behind the end of what a conversation may hold.
     """
@@ -71,9 +71,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory from which a GPU copies while it computes; torch's loader asks for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return replace(self, **moved)
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items()}
+        return replace(self, **changed)
 
 
 def to_pixels(
@@ -223,8 +230,8 @@ class Collator:
 
 
 def _identity(clip: Clip, number: int) -> int:
-    """The same number for the same object of the same sample, wherever it is visited; below 2^63."""
-    told = repr((clip.name, sorted(clip.targets[number])))
+    """The same number for the same object, wherever it is visited and in whichever set; below 2^63."""
+    told = repr((clip.scene or clip.name, sorted(clip.targets[number])))
     return int.from_bytes(blake2b(told.encode(), digest_size=8).digest(), "big") >> 1
 
 

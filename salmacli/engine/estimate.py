@@ -1,4 +1,4 @@
-"""How much memory training and prediction take at most, told from the settings alone.
+"""How much memory training on usual samples, and prediction at most, take, told from the settings alone.
 
 What stays through a step is counted exactly: weights, gradients, AdamW's two moments, averages. What the backward pass
 needs is counted by formulas: bytes per number of a layer's width, per token or per pixel. Their factors are counts of
@@ -17,8 +17,8 @@ from salmacli.config.schema import PredictConfig, RunConfig, TrainConfig
 from salmacli.models.salma import Salma
 from salmacli.models.trained import ENCODER, LLM, LORA, TOWER, parts_of, trained_parts
 
-STILL_SETS = ("refcoco", "gref", "gcg-", "llava", "osprey")  # how the names of sets of pictures begin
-QUESTION_TOKENS = 64  # of one question with its answer, generously
+STILL_SETS = ("refcoco", "gref", "own", "gcg-", "llava", "osprey")  # how the names of sets of pictures begin
+QUESTION_TOKENS = 64  # of one expression with its question and answer, generously
 PICTURE_ENDS = 3  # tokens around a picture
 _POSITIONS = 84  # bytes of float32 positions at strides 4, 8 and 16, per number of C and pixel at stride 16
 
@@ -42,8 +42,12 @@ class Load:
     answers: int
 
     @classmethod
-    def most(cls, config: RunConfig, model: Salma) -> Load:
-        """The largest that the settings allow, but for single texts that are very long."""
+    def usual(cls, config: RunConfig, model: Salma) -> Load:
+        """A batch of sets of expressions, with as many as the settings allow.
+
+        Not the most there may be: dialogues (LLaVA, Chat-UniVi, Osprey) run up to `data.max_tokens`, and a caption of
+        GCG has a mask for each of its phrases, however many `data.expressions` are.
+        """
         data, samples = config.data, config.train.batch_size
         still = any(one.set.startswith(STILL_SETS) for one in data.train)
         moving = any(not one.set.startswith(STILL_SETS) for one in data.train)

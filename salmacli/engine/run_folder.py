@@ -160,7 +160,9 @@ class RunFolder:
             shutil.rmtree(going)
 
     def forget_after(self, step: int) -> None:
-        """Drop the logged steps after `step`: a run that goes on from there makes them again."""
+        """Drop the logged steps after `step`, which a run that goes on from there makes again, and remains of kills."""
+        for remains in (self.path / "checkpoints").glob(".step-*"):
+            shutil.rmtree(remains, ignore_errors=True)
         if not self.metrics_path.exists():
             return
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -23,6 +23,7 @@ QUESTIONS = (
     "Give a short explanation of this picture with interleaved segmentation masks.",
 )
 UNGROUNDED = "no phrase of the caption has a mask"
+SHADOWED = "phrases that begin where a longer one does"
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Captions(RecordedTalks):
 
     def __init__(self, name: str, root: Path, split: str, file: str, folders: tuple[str, ...]) -> None:
         self.folder = checks.first_of(root, folders, name)
+        self._shadowed = 0
         super().__init__(name, root, split, [checks.first_of(root, (f"annotations/{file}",), name)])
+        if self._shadowed:
+            self.dropped[SHADOWED] = self._shadowed
 
     def left_out(self, record: Any) -> str | None:
         """See ``RecordedTalks``. The training code of Sa2VA, too, shows another picture where nothing has a mask."""
         try:
-            return None if self.phrases(self.opened(record, ""), "") else UNGROUNDED
+            found = self.marked(self.opened(record, ""), "")
         except DataError:
             return None
+        self._shadowed += shadowed(found)
+        return None if found else UNGROUNDED
 
     def measure(self, record: Any) -> tuple[int, bool]:
         """See ``RecordedTalks``."""
@@ -68,9 +74,13 @@ class Captions(RecordedTalks):
 
     def phrases(self, record: dict[str, Any], where: str) -> list[Phrase]:
         """The phrases of a record, in the order of its caption, none within another."""
+        return apart(self.marked(record, where))
+
+    def marked(self, record: dict[str, Any], where: str) -> list[Phrase]:
+        """The phrases that stand in the caption and have masks, in any order."""
         caption = self.caption(record, where)
         found = [one for one in self.spans(record, caption, where) if 0 <= one.start < one.end <= len(caption)]
-        return apart([one for one in found if self.shape(record, one.keys[0], where) != []])
+        return [one for one in found if self.shape(record, one.keys[0], where) not in ([], None)]
 
     def caption(self, record: dict[str, Any], where: str) -> str:
         """The caption to which positions refer: without the quotes that some stand in."""
@@ -180,7 +190,8 @@ def apart(phrases: list[Phrase]) -> list[Phrase]:
     """Phrases in the order of the caption, of which none overlaps the next.
 
     What several masks mean by the same words becomes one phrase; where two overlap, the first ends where the second
-    begins. Sa2VA's training code does the latter for RefCOCOg; elsewhere it tags the phrases into one another.
+    begins, and of those that begin at the same place the longest stays: a mask of fewer words cannot be told from that
+    of the longer phrase before it is said. Sa2VA's training code does the latter for RefCOCOg; elsewhere it tags the phrases into one another.
     """
     together: dict[tuple[int, int], tuple[str, ...]] = {}
     for one in phrases:
@@ -192,6 +203,12 @@ def apart(phrases: list[Phrase]) -> list[Phrase]:
         if start < min(end, following):
             found.append(Phrase(start, min(end, following), together[start, end]))
     return found
+
+
+def shadowed(phrases: list[Phrase]) -> int:
+    """How many phrases `apart` leaves out, with their masks."""
+    places = {(one.start, one.end) for one in phrases}
+    return len(places) - len({start for start, _ in places})
 
 
 def tagged(caption: str, phrases: list[Phrase]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from salmacli.data.readers import checks
-from salmacli.data.readers.gcg import UNGROUNDED, Captions, Phrase, phrase_at
+from salmacli.data.readers.gcg import UNGROUNDED, Captions, Phrase, phrase_at, shadowed
 from salmacli.data.readers.streamed import Part, parts, read_part
 from salmacli.errors import DataError
 
@@ -30,7 +30,7 @@ class FlickrCaptions(Captions):
     def found(self, path: Path) -> Iterator[Part]:
         """The pictures; where the annotations of each lie is noted first."""
         pictures: list[Part] = []
-        ids, starts, ends = array("q"), array("q"), array("q")
+        ids, starts, ends, spans = array("q"), array("q"), array("q"), array("q")
         for part in parts(path, ("images", "annotations")):
             if part.key == "images":
                 pictures.append(part)
@@ -42,9 +42,11 @@ class FlickrCaptions(Captions):
                         ids.append(_number(annotation.get("image_id"), f"{where}, key image_id"))
                         starts.append(part.start)
                         ends.append(part.end)
+                        spans.extend(_span(annotation))
         # Sorted by picture, and within one as they are in the file.
         order = np.argsort(np.array(ids, dtype=np.int64), kind="stable")
         self._ids, self._places = np.array(ids)[order], np.stack([starts, ends], axis=1)[order]
+        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)[order]
         return iter(pictures)
 
     def left_out(self, record: Any) -> str | None:
@@ -52,20 +54,23 @@ class FlickrCaptions(Captions):
         try:
             image = self.opened(record, "")
             sides = [checks.number(image.get(key), "") for key in ("width", "height")]
-            words = self.caption(image, "").split(" ")
-            if len(words) < FEWEST:
+            caption = self.caption(image, "")
+            if len(caption.split(" ")) < FEWEST:
                 return f"caption of less than {FEWEST} words"
             if min(sides) < SMALLEST:
                 return f"picture of less than {SMALLEST} pixels"
-            return None if len(self._annotations(image, "")) else UNGROUNDED
+            rows = self._annotations(image, "")
         except DataError:
             return None
+        spans = self._spans[rows].tolist()
+        self._shadowed += shadowed([Phrase(*span, ()) for span in spans if 0 <= span[0] < span[1] <= len(caption)])
+        return None if spans else UNGROUNDED
 
     def record(self, n: int) -> dict[str, Any]:
         """See ``RecordedTalks``: a picture, and with it its annotations."""
         image = super().record(n)
         if "annotations" not in image:
-            places = self._annotations(image, self.where(n)).tolist()
+            places = self._places[self._annotations(image, self.where(n))].tolist()
             image["annotations"] = [read_part(self.files[0], start, end) for start, end in places]
         return image
 
@@ -85,11 +90,11 @@ class FlickrCaptions(Captions):
         """See ``Captions``."""
         return record["annotations"][int(key)].get("sam_mask")
 
-    def _annotations(self, image: dict[str, Any], where: str) -> np.ndarray:
-        """(A, 2) bytes where the annotations of a picture begin and end."""
+    def _annotations(self, image: dict[str, Any], where: str) -> slice:
+        """Which rows of `_places` and `_spans` the annotations of a picture are."""
         number = _number(image.get("id"), f"{where}, key id")
         first, last = np.searchsorted(self._ids, [number, number + 1])
-        return self._places[first:last]
+        return slice(int(first), int(last))
 
 
 def _number(value: Any, where: str) -> int:
@@ -97,6 +102,17 @@ def _number(value: Any, where: str) -> int:
     if abs(number) >= 1 << 62:
         raise DataError(f"{where}: {number} is no number of a picture", checks.MEND)
     return number
+
+
+def _span(annotation: dict[str, Any]) -> tuple[int, int]:
+    """Where the phrase of an annotation begins and ends; what is broken, or has no mask, is nowhere."""
+    try:
+        phrase = phrase_at(checks.listing(annotation.get("tokens_positive"), "")[0], 0, "")
+    except (DataError, IndexError):
+        return -1, -1
+    if annotation.get("sam_mask") in ([], None) or max(phrase.start, phrase.end) >= 1 << 62:
+        return -1, -1
+    return phrase.start, phrase.end
 
 
 def _marks(annotation: dict[str, Any]) -> bool:

@@ -20,8 +20,10 @@ class Clip:
         dialogues: what is said; they do not see each other, the turns of one do.
         targets: per `[SEG]` of all answers, in their order, a set of mask keys; equal sets are the same object.
         masks: (O, D, H, W) bool.
-        foreground: (D, H, W) bool, the union of everything annotated in these frames.
+        foreground: (D, H, W) bool, everything in these frames that some expression, or phrase, of the sample means.
         regions: (R, H, W) bool, what the questions point at in the first picture, in their order.
+        scene: what shows the objects: clips of one scene and one set of mask keys show the same object, whichever
+            member of the mix they come from; empty: this sample alone does.
         still: whether a picture is shown, not a video.
         seed: of all that is drawn further on.
     """
@@ -36,6 +38,7 @@ class Clip:
     regions: tuple[np.ndarray, ...] = ()
     still: bool = False
     seed: int = 0
+    scene: str = ""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class TrainingMix:
             names = ", ".join(str(source.set.root) for source in sources)
             raise DataError(f"the training mix is empty: no sample in {names}", "check data.train")
         twice = Counter(one.set.name for one in self.sources)
-        # What is called the same would be taken for the same object.
+        # Messages tell which of them a sample is of.
         self.names = [
             one.set.name if twice[one.set.name] == 1 else f"{one.set.name} ({n})"
             for n, one in enumerate(self.sources, start=1)

@@ -20,6 +20,7 @@ from salmacli.data.training.clips import Clip
 from salmacli.data.training.moments import Choice, nearly_evenly, one_per_segment, to_segment
 from salmacli.errors import DataError
 
+OF_COCO = ("refcoco", "refcoco+", "refcocog", "grefcoco")
 KEPT_TRACKS = 4096  # RLEs of so many objects stay in memory: about 25 MB for clips of a dozen frames
 
 
@@ -131,6 +132,7 @@ class Referred(Samples):
             foreground=np.logical_or.reduce([nothing, *masks.values()]),
             still=still,
             seed=seed,
+            scene=_scene(self.benchmark, video),
         )
 
     def _masks(self, video: Video, name: str, frames: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -221,7 +223,19 @@ class Told(Samples):
             regions=tuple(masks[key] for key in talk.regions),
             still=self.talks.still,
             seed=seed,
+            scene=f"{self.talks.name} in {self.talks.root}: {n}",
         )
+
+
+def _scene(benchmark: Benchmark, video: Video) -> str:
+    """What shows the objects whose keys the set has.
+
+    RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO speak of the same pictures of COCO by the same numbers of annotations,
+    wherever each has them lie; the keys of others are their own.
+    """
+    if benchmark.name in OF_COCO:
+        return f"COCO: {benchmark.frame_path(video, video.frames[0]).name}"
+    return f"{benchmark.name} in {benchmark.root}: {video.name}"
 
 
 def _seed(rng: np.random.Generator) -> int:

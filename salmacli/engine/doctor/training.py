@@ -20,8 +20,8 @@ from salmacli.engine.doctor.machine import Devices, free_disk
 from salmacli.engine.estimate import Load, training_memory
 from salmacli.engine.progress import Silent
 from salmacli.engine.run_folder import RUNS
-from salmacli.engine.sources import open_mix, open_source, synthetic_root
-from salmacli.engine.training.devices import check_packages, precision_of
+from salmacli.engine.sources import describe, open_mix, open_source, synthetic_root
+from salmacli.engine.training.devices import check_devices, check_packages, precision_of
 from salmacli.engine.training.optimizer import parts_table
 from salmacli.errors import ConfigError
 from salmacli.models.mllm import chat_of
@@ -44,6 +44,8 @@ def examine_training(config: RunConfig, processes: int) -> Report:
     """
     here, bf16 = Devices.here(), precision_of(config.train.precision) == "bf16"
     checks = [versions(), devices(here, processes, config.train.precision), *_packages(config)]
+    if config.train.sharding != "none":
+        checks.append(examined("sharding", lambda: _sharding(config, processes)))
     sets = [made(f"data: {one.set}", partial(_set, config, one)) for one in config.data.train]
     mixes = [mix for _, mix in sets if mix is not None]
     checks += [check for check, _ in sets]
@@ -58,7 +60,7 @@ def examine_training(config: RunConfig, processes: int) -> Report:
     checks.append(check)
     if model is None:
         return Report(tuple(checks))
-    load = Load.most(config, model)
+    load = Load.usual(config, model)
     need = training_memory(model, config, load, bf16=bf16, devices=processes, cpu=here.cpu)
     # Processes on CPUs share the memory of the machine.
     checks.append(memory(need.peak * (processes if here.cpu else 1), here, _SMALLER))
@@ -75,6 +77,7 @@ def _set(config: RunConfig, one: DatasetConfig) -> tuple[Check, TrainingMix | No
     if synthetic and one.set in DEFAULT_SPLITS and not (synthetic_root() / MARKER).is_file():
         return Check(name, state, f"the synthetic benchmark, which will be made in {synthetic_root()}", mend), None
     mix = open_mix(alone, config.model, config.seed, Silent())
+    describe(mix.sets())  # as training does before it begins
     visits = sorted({0, len(mix) // 2, len(mix) - 1})[:_TRIED]
     bad = [clip for visit in visits if isinstance(clip := mix[0, visit], BadClip)]
     found = f"{mix.sets()[0].root}, split {one.split}: {len(mix):,} samples an epoch"
@@ -141,6 +144,11 @@ def _packages(config: RunConfig) -> Iterator[Check]:
 def _trackers(config: RunConfig) -> Check:
     check_packages(config.train)
     return Check("packages", "ok", "all that the settings ask for are installed")
+
+
+def _sharding(config: RunConfig, processes: int) -> Check:
+    check_devices(config.train, processes)
+    return Check("sharding", "ok", f"{config.train.sharding} between {processes} devices")
 
 
 def _disk(model: Salma, config: RunConfig) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from salmacli.config.schema import TrainConfig
 from salmacli.engine.prediction.shares import several
 from salmacli.errors import ConfigError
+
+_PATIENCE = timedelta(hours=3)
 
 
 def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
@@ -33,24 +36,19 @@ def accelerator_of(train: TrainConfig, folder: Path) -> Accelerator:
         ConfigError: a package that the settings ask for is missing, or sharding is asked for on one device.
     """
     check_packages(train)
+    check_devices(train, 2 if several() else 1)
     cuda = torch.cuda.is_available()
-    if train.sharding != "none" and not several():
-        raise ConfigError(
-            f"train.sharding = {train.sharding!r} shares a model between devices, and there is one",
-            "add --num-gpus, or leave it out",
-        )
-    if train.sharding != "none" and not cuda:
-        raise ConfigError(
-            f"train.sharding = {train.sharding!r}: Accelerate shares models between GPUs only, and there is none",
-            "leave it out",
-        )
     accelerator = Accelerator(
         # Without a GPU Accelerate stays alone unless it is told that CPUs are meant.
         cpu=not cuda and several(),
         mixed_precision=precision_of(train.precision),
         fsdp_plugin=_fsdp2() if train.sharding == "fsdp2" else None,
         deepspeed_plugin=_deepspeed(train) if train.sharding.startswith("zero") else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # The others wait while the first one writes a checkpoint, or has the longest video to look at.
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
         log_with=list(train.trackers) or None,
         project_dir=folder,
     )
@@ -67,6 +65,22 @@ def check_packages(train: TrainConfig) -> None:
     for package, what in wanted.items():
         if find_spec(package) is None:
             raise ConfigError(f"{what}, but {package} is not installed", f'pip install "salma[{package}]"')
+
+
+def check_devices(train: TrainConfig, processes: int) -> None:
+    """Raises ConfigError where sharding is asked for, but so many processes, or CPUs, cannot share a model."""
+    if train.sharding == "none":
+        return
+    if processes < 2:
+        raise ConfigError(
+            f"train.sharding = {train.sharding!r} shares a model between devices, and there is one",
+            "add --num-gpus, or leave it out",
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.sharding = {train.sharding!r}: Accelerate shares models between GPUs only, and there is none",
+            "leave it out",
+        )
 
 
 def precision_of(wanted: str) -> str:

@@ -15,6 +15,7 @@ Parts = Mapping[str, Sequence[Parameter]]
 Sum = Callable[[Tensor], Tensor]  # over all processes
 
 MOVED_AFTER = 5  # steps
+_ENOUGH = 1000  # samples
 SAME_ROUNDS = 3
 
 
@@ -108,7 +109,7 @@ class BadSamples:
 
     Args:
         allowed: share of the samples above which the run stops.
-        epoch: samples of one epoch: less than that cannot be told from an unlucky start.
+        epoch: samples of one epoch; of less, or of less than a thousand, a share cannot be told from bad luck.
     """
 
     def __init__(self, allowed: float, epoch: int) -> None:
@@ -121,7 +122,7 @@ class BadSamples:
             DataError: they are too many.
         """
         self.count += len(names)
-        if names and self.count > max(self.allowed * max(drawn, self.epoch), 1):
+        if names and self.count > max(self.allowed * max(drawn, min(self.epoch, _ENOUGH)), 1):
             raise DataError(
                 f"{self.count} samples could not be read, the last is {names[-1]}",
                 "mend the data (salma data verify finds what is broken), or raise data.max_bad_fraction"

@@ -59,5 +59,6 @@ def collator_of(config: RunConfig, model: Salma) -> Collator:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """A terminal sends Ctrl-C to the readers, too; they end when the trainer, which may still need them, does."""
+    """Terminals and schedulers ask the readers to end, too; they do when the trainer, which still needs them, does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

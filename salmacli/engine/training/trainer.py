@@ -53,12 +53,14 @@ from salmacli.engine.training.state import (
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.engine.training.stopping import Stop
 from salmacli.engine.training.validation import Validation, scores
+from salmacli.errors import ConfigError, DataError, UsageError
 from salmacli.models.losses import Counts
 from salmacli.models.trained import trained_parts
 from salmacli.models.unrolled import Unrolling
 
 # Batches that are tried until every part has had its gradient: not every sample has masks, or pictures.
 _TRIED = 20
+_NAMED = {"no": "fp32", "bf16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,16 @@ class Trainer:
     def _fit(self, resume: Path | None) -> TrainingResult:
         train, started = self.config.train, time.monotonic()
         first = self._prepare(resume)
-        if self.accelerator.is_main_process:
+        if self._no_better():
+            raise UsageError(
+                f"{self.run.path} has ended: validation got no better (train.validation.patience)",
+                "start a new run, maybe from its best checkpoint as model.mllm.base",
+            )
+        if self.main:
             self.run.forget_after(first)
         if first == 0:
             self._check_gradients()
-        movement = Movement(self.parts, self._over_all) if first == 0 else None
+        movement = Movement(self.parts, self._over_all) if first < MOVED_AFTER else None
         batches = self._batches(first * train.accumulate)
         LOG.info("from step %d to %d on %s", first, train.steps, self.accelerator.device)
         self.progress.start("training", train.steps, first)
@@ -192,7 +199,7 @@ class Trainer:
                 if step % train.save_every == 0 or step == train.steps or better:
                     self._save(step)
                     saved = step
-                if self._no_better():
+                if better is not None and self._no_better():
                     ended = "no better"
                     break
         if saved != step:
@@ -206,6 +213,8 @@ class Trainer:
         """Build, or build and restore, everything that lasts; the steps that are done."""
         train = self.config.train
         set_seed(self.config.seed)
+        if resume is not None:
+            self._check_precision(resume)
         self.model = self._model(resume)
         self.frozen = fingerprint(self.model)
         self.model.to(self.accelerator.device).train()
@@ -228,6 +237,16 @@ class Trainer:
             self.ema = MovingAverage({k: p for part in trained.values() for k, p in part.items()}, train.ema)
         set_seed(self.config.seed, device_specific=True)  # dropout is every process's own
         return 0 if resume is None else self._restore(resume)
+
+    def _check_precision(self, resume: Path) -> None:
+        """What trained in bfloat16 has rounded frozen weights; on a device without it, it would be another run."""
+        then, now = load_trainer_state(resume)["precision"], self.accelerator.mixed_precision
+        if then != now:
+            raise ConfigError(
+                f"{resume} was trained with precision {_NAMED[then]}, and train.precision = "
+                f"{self.config.train.precision!r} means {_NAMED[now]} here",
+                "resume on a device like the one before",
+            )
 
     def _model(self, resume: Path | None) -> SalmaModel:
         """The model as training begins with it, or goes on."""
@@ -276,8 +295,10 @@ class Trainer:
             return None
         self._count_bad([f"{clip.name}: {clip.reason}" for clip in bad], bool(dropped), step)
         if lacking:
-            LOG.warning("step %d is left out: a batch has no mask, and ZeRO-3 needs one in each", step)
-            return [], Counts(0, 0, 0)
+            raise DataError(
+                f"step {step}: a batch has no mask, and ZeRO-3 needs one in each",
+                "mend what was dropped (see logs/), or take train.sharding=fsdp2",
+            )
         ranks = self.accelerator.num_processes
         return [batch for batch, _ in drawn], Counts(masks / ranks, answers / ranks, frames / ranks)
 
@@ -299,7 +320,7 @@ class Trainer:
             self.model.cma.warm_up(step, train.steps)
         figures: dict[str, float] = defaultdict(float)
         for number, batch in enumerate(batches):
-            with self._quiet(number < len(batches) - 1):
+            with self._part(last=number == len(batches) - 1):
                 values = self._backward(batch, counts, (step + 1) / train.steps)
             refuse_not_finite(values, step, self.step.suspects)
             for name, value in values.items():
@@ -328,8 +349,11 @@ class Trainer:
         return dict(zip(names, torch.stack([loss.detach(), *parts.values()]).tolist(), strict=True))
 
     @contextmanager
-    def _quiet(self, quiet: bool) -> Iterator[None]:
-        """Without an exchange of gradients between processes while accumulating."""
+    def _part(self, last: bool) -> Iterator[None]:
+        """One pass of several: processes exchange gradients, and DeepSpeed makes its step, after the last one."""
+        self.accelerator.sync_gradients = last
+        # DeepSpeed knows by that; it has no such context in its higher stages.
+        quiet = not last and not is_deepspeed(self.wrapped)
         with self.accelerator.no_sync(self.wrapped) if quiet else nullcontext():
             yield
 
@@ -364,11 +388,11 @@ class Trainer:
         line = {**self.journal.flush(), "lr": rate, "grad_norm": norm, "bad": self.bad.count}
         self.journal.write(step, {**line, "seconds": round(seconds, 3)})
 
-    def _validate(self, step: int) -> bool:
-        """Look at J&F where it is time to; whether it is the best so far."""
+    def _validate(self, step: int) -> bool | None:
+        """Look at J&F where it is time to; whether it is the best so far, None where nobody looked."""
         if self.validation is None or step % (self.config.train.validation.every or 1):
-            return False
-        with whole(self.wrapped), self._averaged(), self.accelerator.autocast():
+            return None
+        with self._averaged(), whole(self.wrapped), self.accelerator.autocast():
             sums = torch.from_numpy(self.validation.sums(self.model))
         found = scores(self._over_all(sums).numpy())
         self.journal.write(step, {f"validation_{name}": value for name, value in found.items()})
@@ -397,6 +421,7 @@ class Trainer:
         weights = Weights(model_state(here, self.wrapped), averages, self.frozen)
         state = {
             "step": step,
+            "precision": here.mixed_precision,
             "optimizer": optimizer_state(here, self.wrapped, self.optimizer),
             "schedule": self.schedule.state_dict(),
             "random": random_states(),

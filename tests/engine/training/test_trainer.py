@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from salmacli.checkpoints.load import load_trainer_state
+from salmacli.checkpoints.pretrained import SalmaModel
 from salmacli.data.training.clips import BadClip
 from salmacli.data.training.mix import TrainingMix
 from salmacli.engine.progress import Silent
 from salmacli.engine.training.trainer import Trainer
+from salmacli.engine.training.validation import scores
 from salmacli.errors import DataError, SalmaError
 
 FRESH_LORA = ["train.recipe=lora", "train.lora.rank=4", "train.lora.dropout=0.1"]
@@ -101,6 +103,20 @@ def test_validation_looks_at_a_slice_keeps_the_best_and_stops(start, config):
     assert any(line.startswith("fault: validation has been exactly") for line in said)
     # The looks are remembered.
     assert load_trainer_state(outcome.checkpoint)["looks"] == [[step, score] for step, score in rounds.items()]
+
+
+def test_validation_looks_at_what_a_checkpoint_would_be(start, config):
+    """Also during the warm-up of the attention, and with averages in the place of the weights."""
+    settings = config(
+        "train.steps=4", "train.ema=0.5", "train.learning_rate=0.05", "train.warmup_fraction=0",
+        "model.cma.warmup_fraction=1", "train.validation.every=2", "train.validation.videos=1",
+    )  # fmt: skip
+    trainer = start(settings)
+    trainer.fit()
+    seen = next(line["validation_JF"] for line in logged(trainer) if "validation_JF" in line)
+    saved = SalmaModel.from_pretrained(trainer.run.checkpoints()[0])
+    assert saved.info.step == 2
+    assert seen == pytest.approx(scores(trainer.validation.sums(saved))["JF"], abs=1e-9)
 
 
 def test_a_moving_average_is_what_is_saved(start, config, weights):
