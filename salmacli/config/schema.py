@@ -254,9 +254,8 @@ class LossConfig(Settings):
     prior: float = Field(
         0.0,
         ge=0,
-        description="binary cross-entropy of the visual pre-pass on the union of all that a video's expressions mean; for "
-        "models "
-        "whose SAM 2 is not pretrained and would gate by noise",
+        description="binary cross-entropy of the visual pre-pass on the union of all that a video's expressions mean;"
+        " for models whose SAM 2 is not pretrained and would gate by noise",
     )
 
 

@@ -20,7 +20,7 @@ class TalkSet:
         split: Of the set's own names.
         synthetic: Whether SALMA made it.
         still: Whether what is shown are pictures, not videos.
-        dropped: How many records were left out on opening, by reason.
+        dropped: How many records, or parts of some, were left out on opening, by reason.
     """
 
     name: str

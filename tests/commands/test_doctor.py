@@ -11,6 +11,7 @@ import pytest
 from salmacli.cli import main
 from salmacli.engine.doctor import training
 from salmacli.engine.doctor.machine import Devices
+from salmacli.errors import DataError
 
 HERE = Devices("a GPU", 2, 20 * 2**30, 24 * 2**30, bf16=True, cpu=False)
 
@@ -96,6 +97,22 @@ def test_missing_packages_are_faults_of_the_settings(ask, monkeypatch):
     monkeypatch.setattr(training, "find_spec", lambda name: None)
     checks, _ = ask("train", "--set", "train.recipe=lora", "--set", "train.quantize=4bit", code=3)
     assert "bitsandbytes" in checks["packages"]["found"]
+
+
+def test_what_training_would_refuse_is_a_fault(ask, monkeypatch):
+    """Devices that cannot share a model, and sets that cannot be described."""
+    checks, _ = ask("train", "--set", "train.sharding=fsdp2", code=3)
+    assert states(checks) == {"sharding": "fault"} and "there is one" in checks["sharding"]["found"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    checks, _ = ask("train", "--set", "train.sharding=fsdp2", "--num-gpus", "2", code=3)
+    assert "between GPUs only" in checks["sharding"]["found"]
+
+    def broken(sets):
+        raise DataError("broken")
+
+    monkeypatch.setattr(training, "describe", broken)
+    checks, _ = ask("train", code=4)
+    assert states(checks) == {"data: mevis": "fault", "data: revos": "fault"}
 
 
 def test_prediction_and_evaluation(ask, run_checkpoint, tmp_path):

@@ -66,6 +66,16 @@ def test_all_errors_of_prediction_come_at_once_with_a_near_name():
             load_predict([text])
 
 
+@pytest.mark.parametrize(
+    ("setting", "needs"), [("train.true_prompts=0.5", "train.memory"), ("train.validation.patience=3", "every")]
+)
+def test_what_would_do_nothing_is_refused(setting, needs):
+    with pytest.raises(ConfigError, match=rf"{setting.split('=')[0]}.* does nothing without .*{needs}") as caught:
+        load_config("tiny", [setting])
+    assert "\n" not in str(caught.value)
+    load_config("tiny", [setting, "train.memory=true", "data.decoded_frames=2", "train.validation.every=2"])
+
+
 def test_settings_are_frozen():
     config = load_config("tiny")
     with pytest.raises(ValueError, match="frozen"):

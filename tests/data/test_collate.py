@@ -85,6 +85,14 @@ def test_identity_names_an_object_wherever_it_comes_up(collator):
     assert set(there.identity.tolist()) == {objects[1]}, "and in another batch"
 
 
+def test_an_object_is_the_same_in_every_set_that_shows_its_scene(collator):
+    """Or it would be held against itself in the contrast."""
+    one, other = clip(name="refcoco/p", scene="p.jpg"), clip(name="refcoco+/p", scene="p.jpg")
+    batch = collator.batch([one, other, clip(name="refcoco/q", scene="q.jpg")])
+    first, second, third = batch.identity.view(3, -1).tolist()
+    assert first == second and not set(first) & set(third)
+
+
 def test_seeds_belong_to_a_visit_and_not_to_the_batch(collator):
     one, two = clip(seed=3, name="a"), clip(seed=4, name="b")
     together, alone = collator.batch([two, one]), collator.batch([one])

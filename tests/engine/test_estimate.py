@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from salmacli.config.loading import load_config
-from salmacli.config.schema import PredictConfig
+from salmacli.config.schema import PredictConfig, TrainingSet
 from salmacli.engine.estimate import Load, prediction_memory, training_memory
 from salmacli.engine.prediction.settings import resolved
 
@@ -60,7 +61,7 @@ def test_tells_it_at_the_size_of_internvl_1b_and_hiera_l(fake, settings):
 def test_what_stays_is_counted_and_shared(fake):
     config = load_config("tiny", [*SMALL, "train.recipe=lora", "train.lora.rank=16", "train.ema=0.99"])
     model = fake.model_of(config, bf16=False)
-    load = Load.most(config, model)
+    load = Load.usual(config, model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     alone = training_memory(model, config, load, bf16=False)
     assert (alone.gradients, alone.optimizer, alone.average) == (4 * trained, 8 * trained, 4 * trained)
@@ -82,7 +83,7 @@ def test_what_stays_is_counted_and_shared(fake):
 def test_grows_with_the_batch(fake):
     config = load_config("tiny", SMALL)
     model = fake.model_of(config, bf16=False)
-    load = Load.most(config, model)
+    load = Load.usual(config, model)
     peak = training_memory(model, config, load, bf16=False).peak
     for name in ("samples", "tokens", "pictures", "frames", "masks"):
         more = replace(load, **{name: 4 * getattr(load, name)})
@@ -91,12 +92,20 @@ def test_grows_with_the_batch(fake):
     assert training_memory(model, later, load, bf16=False).peak > peak
 
 
-def test_the_largest_load_is_not_smaller_than_a_batch(fake):
+def test_the_usual_load_is_not_smaller_than_a_batch_of_expressions(fake):
     config = load_config("tiny", SMALL)
     model = fake.model_of(config, bf16=False)
     held = fake.load_of(fake.batch_of(model, fake.clips_of(config, config.train.batch_size)))
-    most = Load.most(config, model)
-    assert all(getattr(most, name) >= value for name, value in vars(held).items()), (most, held)
+    usual = Load.usual(config, model)
+    assert all(getattr(usual, name) >= value for name, value in vars(held).items()), (usual, held)
+
+
+def test_a_set_is_one_of_pictures_or_of_videos(fake):
+    model = fake.model_of(load_config("tiny", SMALL), bf16=False)
+    for name in get_args(TrainingSet):
+        config = load_config("tiny", [*SMALL, f"data.train=[{{set: {name}}}]"])
+        videos = name in ("mevis", "revos", "refytvos", "davis", "refsav", "chatunivi")
+        assert Load.usual(config, model).frames == config.train.batch_size * (3 if videos else 1), name
 
 
 def test_prediction_takes_less_in_smaller_pieces(fake):

@@ -205,6 +205,21 @@ def test_what_was_read_is_described_and_a_change_is_seen(root, tmp_path):
     assert describe(opened(config(tmp_path, "llava")).sets())[0]["sha256"] != found[0]["sha256"]
 
 
+def test_a_broken_record_does_not_end_the_start(root, tmp_path):
+    """It is dropped when it is drawn."""
+    shutil.copytree(root / "llava_data", tmp_path / "llava_data")
+    file = tmp_path / "llava_data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json"
+    digests = []
+    for broken in ("Hello?", "", " "):
+        content = json.loads(file.read_text())
+        content[1]["conversations"][0]["value"] = broken
+        file.write_text(json.dumps(content))
+        (found,) = describe(opened(config(tmp_path, "llava")).sets())
+        assert found["talks"] == 2
+        digests.append(found["sha256"])
+    assert digests[0] != digests[1]
+
+
 def test_a_member_s_own_root_goes_before_the_folder_of_all(root, small_synthetic, tmp_path):
     mix = opened(config(tmp_path, f"{{set: mevis, root: {small_synthetic / 'mevis'}}}"))
     assert mix.sets()[0].root == small_synthetic / "mevis"

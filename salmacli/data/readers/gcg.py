@@ -190,8 +190,8 @@ def apart(phrases: list[Phrase]) -> list[Phrase]:
     """Phrases in the order of the caption, of which none overlaps the next.
 
     What several masks mean by the same words becomes one phrase; where two overlap, the first ends where the second
-    begins, and of those that begin at the same place the longest stays: a mask of fewer words cannot be told from that
-    of the longer phrase before it is said. Sa2VA's training code does the latter for RefCOCOg; elsewhere it tags the phrases into one another.
+    begins. Of those that begin at the same place only the longest stays, since an answer can tag those words once.
+    Sa2VA's training code, too, cuts overlapping phrases of RefCOCOg; elsewhere it tags the phrases into one another.
     """
     together: dict[tuple[int, int], tuple[str, ...]] = {}
     for one in phrases:

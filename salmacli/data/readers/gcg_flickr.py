@@ -62,9 +62,9 @@ class FlickrCaptions(Captions):
             rows = self._annotations(image, "")
         except DataError:
             return None
-        spans = self._spans[rows].tolist()
-        self._shadowed += shadowed([Phrase(*span, ()) for span in spans if 0 <= span[0] < span[1] <= len(caption)])
-        return None if spans else UNGROUNDED
+        found = [Phrase(start, end, ()) for start, end in self._spans[rows].tolist()]
+        self._shadowed += shadowed([one for one in found if 0 <= one.start < one.end <= len(caption)])
+        return None if found else UNGROUNDED
 
     def record(self, n: int) -> dict[str, Any]:
         """See ``RecordedTalks``: a picture, and with it its annotations."""
@@ -110,7 +110,7 @@ def _span(annotation: dict[str, Any]) -> tuple[int, int]:
         phrase = phrase_at(checks.listing(annotation.get("tokens_positive"), "")[0], 0, "")
     except (DataError, IndexError):
         return -1, -1
-    if annotation.get("sam_mask") in ([], None) or max(phrase.start, phrase.end) >= 1 << 62:
+    if annotation.get("sam_mask") in ([], None) or max(abs(phrase.start), abs(phrase.end)) >= 1 << 62:
         return -1, -1
     return phrase.start, phrase.end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -32,6 +33,7 @@ from salmacli.models.trained import prepare_training
 _SMALLER = "train.gradient_checkpointing=true, a smaller train.batch_size with more train.accumulate, sharding"
 _QUANT = 'pip install "salma[quant]"'
 _REAL = "name data.root, or the set's own root"
+_LONGER = "; dialogues of data.max_tokens, and captions of many phrases, take more"
 _TRIED = 3  # samples of each set
 
 
@@ -63,7 +65,8 @@ def examine_training(config: RunConfig, processes: int) -> Report:
     load = Load.usual(config, model)
     need = training_memory(model, config, load, bf16=bf16, devices=processes, cpu=here.cpu)
     # Processes on CPUs share the memory of the machine.
-    checks.append(memory(need.peak * (processes if here.cpu else 1), here, _SMALLER))
+    fits = memory(need.peak * (processes if here.cpu else 1), here, _SMALLER)
+    checks.append(replace(fits, found=f"usual samples: {fits.found}{_LONGER if _long(config) else ''}"))
     checks += [_disk(model, config), _epochs(config, mixes, processes)]
     return Report(tuple(checks), tuple(parts_table(model, config)), need)
 
@@ -144,6 +147,11 @@ def _packages(config: RunConfig) -> Iterator[Check]:
 def _trackers(config: RunConfig) -> Check:
     check_packages(config.train)
     return Check("packages", "ok", "all that the settings ask for are installed")
+
+
+def _long(config: RunConfig) -> bool:
+    """Whether some set has samples whose length, or number of masks, the settings do not tell."""
+    return any(one.set.startswith(("llava", "chatunivi", "osprey", "gcg-")) for one in config.data.train)
 
 
 def _sharding(config: RunConfig, processes: int) -> Check:

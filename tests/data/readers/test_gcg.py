@@ -126,14 +126,26 @@ def test_phrases_never_stand_in_each_other(opened, square, spans, answer):
     assert answer.count("[SEG]") == len(talk.targets)
 
 
-@pytest.mark.parametrize("name", ["gcg-grandf", "gcg-refcocog"])
-def test_a_phrase_without_a_mask_is_passed_over(opened, square, name):
-    masks = [[], square("polygons")]
-    content = refcocog(masks)
+@pytest.mark.parametrize("name", ["gcg-grandf", "gcg-flickr30k"])
+def test_of_phrases_that_begin_together_the_longest_stays_and_the_others_are_counted(opened, square, name):
+    masks = [square("compressed")] * 5
+    spans = ((0, 5), (0, 12), (0, 12), (0, 1), DOG)
+    content = [grandf(masks, spans=spans)] if name == "gcg-grandf" else flickr(masks, spans=spans)
+    talks = opened(name, content)
+    assert talks.dropped == {"phrases that begin where a longer one does": 2}
+    talk = talks.talk(0)
+    assert (talk.rounds[0].answer, talk.targets) == (TAGGED, ("1+2", "4"))
+
+
+@pytest.mark.parametrize("nothing", [[], None], ids=["empty", "null"])
+@pytest.mark.parametrize("name", ["gcg-grandf", "gcg-refcocog", "gcg-flickr30k"])
+def test_a_phrase_without_a_mask_is_passed_over(opened, square, name, nothing):
+    masks = [nothing, square("polygons")]
+    content = flickr(masks) if name == "gcg-flickr30k" else [refcocog(masks)]
     if name == "gcg-grandf":
-        content = grandf(masks)
-        content["groundings"]["phrase 0"]["rle_masks"] = []
-    talk = opened(name, [content]).talk(0)
+        content = [grandf(masks)]
+        content[0]["groundings"]["phrase 0"]["rle_masks"] = nothing
+    talk = opened(name, content).talk(0)
     assert (talk.rounds[0].answer, talk.targets) == ("<p> A man in red </p> [SEG] holds a dog.", ("1",))
 
 
@@ -210,7 +222,6 @@ BROKEN = {
         lambda c, m: c["groundings"]["phrase 0"].update(rle_masks=[{"size": list(SIZE), "counts": [4, 5]}]),
         "phrase 0",
     ),
-    "no mask": (lambda c, m: c["groundings"]["phrase 0"].pop("rle_masks"), "phrase 0: a list is needed"),
     "a number for a polygon": (lambda c, m: c["groundings"]["phrase 0"].update(rle_masks=[7]), "a list is needed"),
     "no caption": (lambda c, m: c.update(caption='""'), "key caption: the caption is empty"),
     "caption is a number": (lambda c, m: c.update(caption=5), "key caption: the caption is empty"),

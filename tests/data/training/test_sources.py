@@ -94,6 +94,20 @@ def test_masks_that_do_not_fit_are_named(rows, monkeypatch, spoil, message):
         Referred(rows, SAMPLING).clip(0, "rows/v0", drawn(0))
 
 
+def test_a_scene_is_the_same_wherever_it_is_listed(tmp_path):
+    """A picture of COCO in all sets that speak of it, a video in all members that have its folder."""
+
+    def scene(place: str, name: str, video: int = 0) -> str:
+        return Referred(Rows(tmp_path / place, name=name), SAMPLING).clip(video, "", drawn(0)).scene
+
+    coco = {scene(place, name) for place in ("a", "b") for name in ("refcoco", "refcoco+", "refcocog", "grefcoco")}
+    assert len(coco) == 1
+    assert scene("a", "mevis") == scene("a", "mevis") != scene("a", "mevis", 1)
+    assert len({scene("a", "mevis"), scene("b", "mevis"), scene("a", "revos"), *coco}) == 4
+    talks = Told(Talks([GCG, GCG]), SAMPLING)
+    assert talks.clip(0, "x", drawn(0)).scene == talks.clip(0, "y", drawn(1)).scene != talks.clip(1, "", drawn(0)).scene
+
+
 def test_a_split_without_masks_is_refused_at_once(rows):
     rows.masks_path = None
     with pytest.raises(DataError, match="no public masks"):
