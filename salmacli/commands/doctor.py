@@ -171,7 +171,7 @@ def _memory(report: Report) -> Any:
 
     memory = report.memory
     assert memory is not None
-    table = Table(title="memory per device, at most", title_justify="left")
+    table = Table(title="memory per device", title_justify="left")
     table.add_column("of")
     table.add_column("", justify="right")
     rows = {

@@ -58,6 +58,7 @@ def test_every_set_is_told_of(ask):
     sets = "data.train=[{set: mevis, root: nowhere}, {set: llava}, {set: revos}]"
     checks, _ = ask("train", "--set", sets, code=4)
     assert states(checks) == {"data: mevis": "fault", "data: llava": "fault"}
+    assert "usual samples" in checks["memory"]["found"] and "dialogues" in checks["memory"]["found"]
     assert "nowhere" in checks["data: mevis"]["found"] and checks["data: llava"]["mend"]
 
 

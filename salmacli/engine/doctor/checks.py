@@ -46,7 +46,7 @@ class Report:
     Attributes:
         checks: in the order in which they were made.
         parts: of a model to train, and what trains; empty where no model could be made.
-        memory: what it takes at most; None where that is not known.
+        memory: what it takes, a training with usual samples; None where that is not known.
     """
 
     checks: tuple[Check, ...]
@@ -102,7 +102,7 @@ def devices(here: Devices, wanted: int, precision: str) -> Check:
 def memory(peak: int, here: Devices, smaller: str) -> Check:
     """Whether so many bytes fit on a device; `smaller` says what takes less."""
     need = peak + OVERHEAD
-    found = f"about {size(need)} at most; {size(here.free)} of {size(here.total)} are free"
+    found = f"about {size(need)}; {size(here.free)} of {size(here.total)} are free"
     if need > here.total:
         return Check("memory", "fault", found, f"try {smaller}", 1)
     if need > _NARROW * here.free:
