@@ -31,8 +31,7 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
         UsageError: ``num_gpus`` is below 1.
         SalmaError: A worker failed, of the kind that its exit code says; what went wrong stands above in its own words.
     """
-    if num_gpus < 1:
-        raise UsageError(f"--num-gpus is {num_gpus}", "give 1 or more")
+    check_count(num_gpus)
     if num_gpus == 1 or is_worker():
         return
     command = [sys.executable, "-m", "salmacli.launch", "--standalone", f"--nproc-per-node={num_gpus}"]
@@ -49,6 +48,12 @@ def relaunch(num_gpus: int, argv: Sequence[str]) -> None:
     if status != 0:
         kind = {2: UsageError, 3: ConfigError, 4: DataError}.get(status, SalmaError)
         raise kind(f"one of {num_gpus} processes failed", "its own message stands above")
+
+
+def check_count(num_gpus: int) -> None:
+    """Raises UsageError where there is no process to start."""
+    if num_gpus < 1:
+        raise UsageError(f"--num-gpus is {num_gpus}", "give 1 or more")
 
 
 def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:

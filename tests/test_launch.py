@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from salmacli import launch
-from salmacli.errors import SalmaError, UsageError
+from salmacli.errors import ConfigError, DataError, SalmaError, UsageError
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_starts_torchrun_with_the_same_arguments(calls: list[dict[str, Any]]) ->
     launch.relaunch(4, ["train", "--cma", "--num-gpus", "4"])
     (call,) = calls
     assert call["command"] == [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"),
+        *(sys.executable, "-m", "salmacli.launch", "--standalone", "--nproc-per-node=4"),
         *("-m", "--", "salmacli", "train", "--cma", "--num-gpus", "4"),
     ]
     assert call["env"][launch.WORKER] == "1"
@@ -55,7 +55,10 @@ def test_less_than_one_is_refused(calls: list[dict[str, Any]]) -> None:
     assert calls == []
 
 
-@pytest.mark.parametrize(("status", "error"), [(1, SalmaError), (130, KeyboardInterrupt), (-2, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(1, SalmaError), (4, DataError), (3, ConfigError), (130, KeyboardInterrupt), (-2, KeyboardInterrupt)],
+)
 def test_failing_workers_fail_the_command(
     monkeypatch: pytest.MonkeyPatch, status: int, error: type[BaseException]
 ) -> None:

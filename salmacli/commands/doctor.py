@@ -85,7 +85,7 @@ def predict(
 
 @app.command("eval")
 def evaluate(
-    benchmark: Annotated[Set, typer.Argument(help="The benchmark.")],
+    benchmark: Annotated[Set, typer.Argument(help="The benchmark.")] = Set.mevis,
     run: RunOption = None,
     checkpoint: CheckpointOption = None,
     data: DataOption = None,

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from salmacli.engine.progress import Progress
 
 OUTPUT = "Output"  # a panel in --help
-_CELL = 200  # characters of a sentence or an answer in the table
+_CELL = 40  # columns of a sentence or an answer in the table
+_READ = 8 * _CELL  # characters of it that are looked at: spaces that are many become one
 
 
 class Kind(str, Enum):
@@ -286,6 +287,9 @@ def _shown(text: str) -> Any:
 
     from salmacli.config.files import legible
 
-    plain = " ".join(legible(text[: 8 * _CELL]).split())
-    plain = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in plain)
-    return Text(plain if len(plain) <= _CELL and len(text) <= 8 * _CELL else f"{plain[:_CELL].rstrip()}…")
+    plain = " ".join(legible(text[:_READ]).split())
+    # Terminals do not agree on how wide the replacement character is, of which untrained models say a lot.
+    printed = "".join(one if one.isprintable() and one != "\N{REPLACEMENT CHARACTER}" else "?" for one in plain)
+    cell = Text(printed + "…" * (len(text) > _READ))
+    cell.truncate(_CELL, overflow="ellipsis")
+    return cell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -63,10 +64,11 @@ def train(
     assignments += [f"data.root={data}"] if data is not None else []
     assignments += settings or []
     run, config = _resumed(name, preset, assignments) if resume else (None, _fresh(preset, assignments))
+    _check_options(config, topk, mba, num_gpus)
     progress: Progress = TerminalProgress() if rank_of_environment() == 0 else Silent()
     mix = open_mix(config.data, config.model, config.seed, progress)
     benchmark = _validation(config, progress)
-    read = describe(mix.sets())
+    read = describe(mix.sources)
     if run is None:
         run = _new_run(config, name, _name(preset, config), read)
         progress.say(f"run: {run.path}")
@@ -78,9 +80,10 @@ def train(
 
     from salmacli.engine.training.trainer import Trainer
 
-    trainer = Trainer(config, mix, run, progress, benchmark)
-    checkpoints = run.checkpoints()
-    outcome = trainer.fit(checkpoints[-1] if checkpoints else None)
+    with run.locked(rank_of_environment() == 0):
+        trainer = Trainer(config, mix, run, progress, benchmark)
+        checkpoints = run.checkpoints()
+        outcome = trainer.fit(checkpoints[-1] if checkpoints else None)
     if trainer.main:
         _report(run, config, outcome, as_json)
     # Whoever started workers knows that it was interrupted; torchrun would call any other number a failure.
@@ -106,6 +109,27 @@ def _resumed(name: str | None, preset: str, assignments: list[str]) -> tuple[Run
         )
     run = RunFolder(RUNS / name) if name else RunFolder.newest()
     return run, validate(run.record().get("config", {}), RunConfig, "use the SALMA version that made the run")
+
+
+def _check_options(config: RunConfig, topk: int | None, mba: str | None, num_gpus: int) -> None:
+    """Refuse, before there is a run, what would have no effect or could not begin."""
+    from salmacli.engine.prediction.shares import several
+    from salmacli.errors import UsageError
+    from salmacli.launch import check_count
+
+    check_count(num_gpus)
+    cma = config.model.cma
+    for option, value in (("--topk", topk), ("--mba", mba)):
+        if value is not None and not cma.enabled:
+            raise UsageError(f"{option} is of the attention, which is off", "add --cma")
+    if topk is not None and cma.pooling in ("mean", "cls"):
+        raise UsageError(f"--topk chooses among tokens, and model.cma.pooling={cma.pooling} leaves one", "leave it out")
+    train = config.train
+    if train.sharding != "none" or train.trackers or train.quantize:
+        from salmacli.engine.training.devices import check_devices, check_packages
+
+        check_packages(train)
+        check_devices(train, int(os.environ["WORLD_SIZE"]) if several() else num_gpus)
 
 
 def _validation(config: RunConfig, progress: Progress) -> Benchmark | None:
@@ -175,6 +199,7 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
         "seconds": round(outcome.seconds, 1),
         "losses": outcome.losses,
         "bad_samples": outcome.bad,
+        "left_out": outcome.left_out,
         "validation": best,
         "checkpoint": str(outcome.checkpoint),
         "curve": str(curve) if curve else None,
@@ -191,6 +216,7 @@ def _report(run: RunFolder, config: RunConfig, outcome: TrainingResult, as_json:
             "time": f"{outcome.seconds / 60:.1f} min",
             "losses": "  ".join(f"{name} {value:.3f}" for name, value in outcome.losses.items()),
             "samples dropped": str(outcome.bad),
+            "objects left out": f"{outcome.left_out} (data.max_tokens)" if outcome.left_out else None,
             "best validation": f"J&F {100 * best['JF']:.1f} at step {best['step']}" if best else None,
             "checkpoint": str(outcome.checkpoint),
             "curve": str(curve),

@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 import salmacli
 from salmacli.config.files import read_json, safe_name, write_atomic, write_json
@@ -54,7 +57,7 @@ class RunFolder:
             DataError: The name is no plain name, or a run has it already.
         """
         path = Path(root) / safe_name(name, "the run's name")
-        if (path / "run.json").exists():
+        if (path / "run.json").exists() and not cls(path)._never_began():
             raise DataError(f"a run {path} exists already", "go on with --resume, or give another --name")
         write_json(path / "run.json", {"created": _now(), **record})
         return cls(path)
@@ -92,13 +95,14 @@ class RunFolder:
 
     @classmethod
     def choose(cls, run: str | os.PathLike[str] | None, root: str | os.PathLike[str] = RUNS) -> RunFolder:
-        """The run a user names by folder, or by name below ``root``; the newest where nothing is named.
+        """The run a user names by folder, or by name below ``root``; the newest with a checkpoint where none is named.
 
         Raises:
             DataError: There is no such run.
         """
         if run is None:
-            return cls.newest(root)
+            runs = [one for one in cls.all(root) if one.checkpoints()]
+            return max(runs, key=lambda one: (one._created(), one.name)) if runs else cls.newest(root)
         below = Path(root) / run
         return cls(below if not Path(run).exists() and below.is_dir() else run)
 
@@ -174,6 +178,39 @@ class RunFolder:
         """Where predictions and results of one benchmark, predicted one way, lie; see `settings.label`."""
         where = f"evaluation of {self.path}"
         return self.path / "eval" / safe_name(benchmark, where) / safe_name(how, where)
+
+    def _never_began(self) -> bool:
+        """Whether its start failed, so that there is nothing in it and nobody at it."""
+        if self.metrics_path.exists() or self.checkpoints():
+            return False
+        try:
+            with self.locked():
+                return True
+        except DataError:
+            return False
+
+    @contextmanager
+    def locked(self, wanted: bool = True) -> Iterator[None]:
+        """Keep others from training in this run.
+
+        Args:
+            wanted: False for processes that train together with the one that holds it.
+
+        Raises:
+            DataError: Somebody trains in it.
+        """
+        if not wanted:
+            yield
+            return
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(f"another process trains in {self.path}", "wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _created(self) -> float:
         """Seconds; the file's own time where the record does not say."""

@@ -51,47 +51,62 @@ def open_mix(data: DataConfig, model: ModelConfig, seed: int, progress: Progress
     What is broken in a set's own file is left out, and told.
 
     Raises:
-        DataError: a folder does not hold its set, more of it is broken than `data.max_bad_fraction` allows, no folder
-            is named for a set that has no synthetic stand-in, or there is nothing to train on.
+        DataError: all sets in one line whose folder does not hold them, or more of whose entries are broken than
+            `data.max_bad_fraction` allows, or which have neither a folder nor a synthetic stand-in; or there is nothing
+            to train on.
     """
-    sources = [Source(_member(one, data, progress), one.repeats) for one in data.train]
+    sources, errors = [], []
+    for one in data.train:
+        try:
+            sources.append(_member(one, data, progress))
+        except DataError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        told = "; ".join(str(error).removesuffix(f"; {error.mend}") for error in errors)
+        what = f"{len(errors)} of {len(data.train)} sets cannot be trained on: {told}"
+        raise DataError(what, "salma doctor train with the same options lists them")
     sampling = Sampling(model.clip_frames, data.decoded_frames, data.expressions, data.choice)
     tokens = model.mllm.native.get("image_seq_length", USUAL_PICTURE_TOKENS)
     return TrainingMix(sources, seed, sampling, Grouping(tokens, model.tiles) if data.group_lengths else None)
 
 
-def _member(one: DatasetConfig, data: DataConfig, progress: Progress) -> Benchmark | TalkSet:
+def _member(one: DatasetConfig, data: DataConfig, progress: Progress) -> Source:
     root = one.root or (data.root and usual_place(one.set, data.root))
     if root is None:
         if one.set not in DEFAULT_SPLITS:
             raise DataError(f"{one.set}: no folder is named", "set data.root, or the root of this member of data.train")
-        return open_source(one.set, None, one.split, progress)
+        return Source(open_source(one.set, None, one.split, progress), one.repeats)
     opened, faults = open_tolerantly(one.set, root, one.split)
     if faults:
-        what = f"{one.set}: {len(faults)} broken entries, the first: {faults[0]}"
+        entries = "entry" if len(faults) == 1 else "entries"
+        what = f"{one.set} in {root}: {len(faults)} broken {entries}, the first: {faults[0]}"
         if len(faults) > max(data.max_bad_fraction * (len(faults) + _entries(opened)), 1):
             mend = f"mend them, or raise data.max_bad_fraction = {data.max_bad_fraction}"
             raise DataError(what, f"{mend}; salma data verify {one.set} names all")
         progress.say(f"left out of {what}")
-    return opened
+    return Source(opened, one.repeats, len(faults))
 
 
 def _entries(opened: Benchmark | TalkSet) -> int:
     return sum(len(video.expressions) for video in opened.videos) if isinstance(opened, Benchmark) else len(opened)
 
 
-def describe(sets: Sequence[Benchmark | TalkSet]) -> list[dict[str, Any]]:
-    """What was read, with a checksum over what it says, for ``run.json``."""
-    return [
-        {
-            "set": one.name,
-            "root": str(one.root),
-            "split": one.split,
-            "synthetic": one.synthetic,
-            **(_described(one) if isinstance(one, Benchmark) else _told(one)),
-        }
-        for one in sets
-    ]
+def describe(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """What was read, and how many broken entries were not, for ``run.json``."""
+    return [{**describe_set(source.set), "left_out": source.left_out} for source in sources]
+
+
+def describe_set(one: Benchmark | TalkSet) -> dict[str, Any]:
+    """A set, with a checksum over what it says."""
+    return {
+        "set": one.name,
+        "root": str(one.root),
+        "split": one.split,
+        "synthetic": one.synthetic,
+        **(_described(one) if isinstance(one, Benchmark) else _told(one)),
+    }
 
 
 def _described(benchmark: Benchmark) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from salmacli.engine.progress import Progress
 from salmacli.errors import DataError
 
 FEW = 5  # faults of a kind that are told; all are counted
-NAMES, EMPTY, ENTRIES, MISSING, PICTURES, SIZES, MASKS = KINDS = (
+NAMES, EMPTY, ENTRIES, MISSING, PICTURES, SIZES, MASKS, BLANK = KINDS = (
     "names that lead outside",
     "empty texts",
     "broken entries",
@@ -30,6 +30,7 @@ NAMES, EMPTY, ENTRIES, MISSING, PICTURES, SIZES, MASKS = KINDS = (
     "files that cannot be read",
     "sizes that differ",
     "broken masks",
+    "empty masks",
 )
 
 
@@ -128,8 +129,10 @@ class _Checker:
                 findings.counts["frames"] += len(frames)
             size = self._frames(frames, findings)
         if size is not None and benchmark.public:
-            for where, track in _tracks(benchmark, video, findings):
-                _check_track(track, video, size, where, findings)
+            for where, track, meant in _tracks(benchmark, video, findings):
+                if _shows_nothing(track, video, size, where, findings) and meant:
+                    place = "in a picture" if benchmark.still else "in any frame"
+                    findings.fault(BLANK, f"{where}: {_marks_nothing(size, place)}")
         return findings
 
     def talk(self, talks: TalkSet, number: int) -> Findings:
@@ -152,7 +155,8 @@ class _Checker:
             for key in keys:
                 findings.counts["masks"] += 1
                 with findings.noting(MASKS):
-                    talks.mask(number, key, size)
+                    if not rle.bits(talks.mask(number, key, size)).area():
+                        findings.fault(BLANK, f"{talk.name}, mask {key}: {_marks_nothing(size, 'in a picture')}")
         return findings
 
     def _frames(self, frames: FrameSource, findings: Findings) -> tuple[int, int] | None:
@@ -185,41 +189,53 @@ def _decode(frames: FrameSource, missing: Sequence[Path], findings: Findings) ->
 
 def _tracks(
     benchmark: Benchmark, video: Video, findings: Findings
-) -> Iterator[tuple[str, Sequence[Mapping[str, Any] | None]]]:
-    """All that is annotated in a video, each but once, with what to call it."""
+) -> Iterator[tuple[str, Sequence[Mapping[str, Any] | None], bool]]:
+    """All that is annotated in a video, each but once: its name, its masks, whether it must be seen somewhere."""
     where = f"{benchmark.truth_path(video)}, video {video.name}"
     seen: set[str] = set()
+    meant = {key for one in video.expressions if one.kind != "no-target" for key in one.targets}
     for expression in {one.targets: one for one in video.expressions}.values():
         if seen.issuperset(expression.targets):
             continue
         with findings.noting(MASKS):
             for key, track in zip(expression.targets, benchmark.objects(video, expression) or (), strict=True):
                 if key not in seen:
-                    yield f"{where}, mask {key}", track
+                    yield f"{where}, mask {key}", track, key in meant
         seen.update(expression.targets)
     with findings.noting(MASKS):
         for number, track in enumerate(benchmark.annotated(video) or ()):
-            yield f"{benchmark.root}, video {video.name}, object {number} of the foreground", track
+            yield f"{benchmark.root}, video {video.name}, object {number} of the foreground", track, False
 
 
-def _check_track(
+def _shows_nothing(
     track: Sequence[Mapping[str, Any] | None], video: Video, size: tuple[int, int], where: str, findings: Findings
-) -> None:
+) -> bool:
+    """Checks masks; whether all are whole and empty. A broken one may have been where the object is to be seen."""
     if len(track) != len(video.frames):
         findings.fault(MASKS, f"{where}: {len(track)} masks for {len(video.frames)} frames; fetch the file again")
-        return
-    for frame, mask in zip(video.frames, track, strict=True):
-        if mask is None:
-            continue
-        findings.counts["masks"] += 1
-        try:
-            found = rle.size_of(mask)
-            if found == size:
-                rle.bits(mask)
-            else:
-                findings.fault(SIZES, f"{where}, frame {frame}: RLE is of size {found} where the frame is {size}")
-        except DataError as error:
-            findings.fault(MASKS, f"{where}, frame {frame}: {error}")
+        return False
+    areas = [
+        0 if mask is None else _area(mask, size, f"{where}, frame {frame}", findings)
+        for frame, mask in zip(video.frames, track, strict=True)
+    ]
+    return all(area == 0 for area in areas)
+
+
+def _area(mask: Mapping[str, Any], size: tuple[int, int], where: str, findings: Findings) -> int | None:
+    """The pixels of a mask; None where it is broken, which is counted."""
+    findings.counts["masks"] += 1
+    try:
+        found = rle.size_of(mask)
+        if found == size:
+            return rle.bits(mask).area()
+        findings.fault(SIZES, f"{where}: RLE is of size {found} where the frame is {size}")
+    except DataError as error:
+        findings.fault(MASKS, f"{where}: {error}")
+    return None
+
+
+def _marks_nothing(size: tuple[int, int], where: str) -> str:
+    return f"it marks nothing {where} of {size[1]}x{size[0]}; draw it where the object is, or take the object out"
 
 
 def _kind(message: str, usual: str) -> str:

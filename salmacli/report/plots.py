@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Keys of metrics.jsonl that are no losses.
-_NOT_LOSSES = {"step", "lr", "grad_norm", "seconds", "bad"}
+_NOT_LOSSES = {"step", "lr", "grad_norm", "seconds", "bad", "left_out"}
 
 
 def training_curve(metrics: Path, out: Path) -> Path:

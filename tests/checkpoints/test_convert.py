@@ -145,6 +145,7 @@ def test_the_result_loads(released: Path, tmp_path: Path) -> None:
     assert info.step == 0
 
 
+@pytest.mark.slow
 def test_a_whole_model_is_compared_with_a_base(released: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(released, other)
@@ -179,6 +180,7 @@ def test_a_type_that_cannot_hold_a_weight(released: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "half").exists()
 
 
+@pytest.mark.slow
 def test_the_rounding_of_the_rotary_embedding_is_the_sources_on_every_way(
     released: Path, training_file: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +206,7 @@ def test_the_rounding_of_the_rotary_embedding_is_the_sources_on_every_way(
     assert rotary(half) == "exact"
 
 
+@pytest.mark.slow
 def test_force_deletes_nothing_else(released: Path, training_file: Path, tmp_path: Path) -> None:
     out = convert(released, None, "folder", tmp_path / "out").out
     (out / "eval").mkdir()
@@ -219,6 +222,7 @@ def test_force_deletes_nothing_else(released: Path, training_file: Path, tmp_pat
     assert convert(released, None, "folder", out, force=True).verified
 
 
+@pytest.mark.slow
 def test_a_result_that_comes_back_changed_never_takes_the_place(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +282,7 @@ def test_a_training_file_is_merged_and_reported(released: Path, training, tmp_pa
     assert read_contents(made.out)[2].provenance == made.provenance
 
 
+@pytest.mark.slow
 def test_files_that_differ_give_models_that_differ_and_the_same_file_the_same(
     released: Path, training, tmp_path: Path
 ) -> None:
@@ -366,6 +371,7 @@ def test_the_cma_extension(released: Path, training, tmp_path: Path) -> None:
         convert(made.out, to="sa2va", dry_run=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_an_internlm2(internlm2: Path, training, tmp_path: Path, version: str) -> None:
     """Its attention is fused in the file, so its LoRA is, too; ours is not."""
@@ -451,6 +457,7 @@ def test_a_training_on_pieces(released: Path, training, tmp_path: Path) -> None:
 # The real case.
 
 
+@pytest.mark.slow
 def test_the_real_case_in_both_forms(shared_data: Path, tmp_path: Path) -> None:
     """Weights of the public implementation; its outputs are compared in tests/engine/test_parity.py."""
     folder = shared_data / "parity"

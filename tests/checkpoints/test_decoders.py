@@ -185,6 +185,7 @@ def test_a_training_on_a_released_model(
         convert(training_file, _recipe(both.out, sam2, lora_alpha=8.0), dry_run=True)
 
 
+@pytest.mark.slow
 def test_salmas_own_checkpoint_stays_the_same_runs(
     released: Path, sam2: Path, both: Conversion, tmp_path: Path
 ) -> None:
@@ -298,7 +299,8 @@ def test_training_moves_the_first_and_never_the_second(
     model = trainer._model(None)
     assert model.grounding.propagation_decoder is not None
     assert not any(one.requires_grad for one in model.grounding.propagation_decoder.parameters())
-    assert all(one.requires_grad for one in model.grounding.sam_mask_decoder.parameters())
+    still = {name for name, one in model.grounding.sam_mask_decoder.named_parameters() if not one.requires_grad}
+    assert all(name.startswith(("pred_obj_score_head.", "output_hypernetworks_mlps.")) for name in still)
     after, own = _tensors(trainer.fit().checkpoint), torch.load(sam2)["model"]
     assert _equal(_decoder(after, ORIGINAL), _decoder(own, "sam_mask_decoder"))
     moved = _decoder(after, TRAINED)

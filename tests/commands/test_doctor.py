@@ -120,6 +120,7 @@ def test_prediction_and_evaluation(ask, run_checkpoint, tmp_path):
     checks, record = ask("eval", "mevis", "--checkpoint", str(run_checkpoint), code=0)
     assert states(checks) == {} and record["memory"]["peak"] > 0
     assert "videos" in checks["data"]["found"] and "step 7" in checks["checkpoint"]["found"]
+    assert ask("eval", "--checkpoint", str(run_checkpoint), code=0)[0]["data"] == checks["data"]  # as README shows it
     checks, _ = ask("predict", "nothing.mp4", "--checkpoint", str(run_checkpoint), code=4)
     assert states(checks) == {"frames": "fault"}
     weights = run_checkpoint / "model.safetensors"

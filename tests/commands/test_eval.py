@@ -332,6 +332,7 @@ def relaunched(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, capsys, tmp_path):
     options = [
         "--set",

@@ -25,6 +25,7 @@ def test_table_and_json_say_the_same(
     assert record["total"] == sum(part["flops"] * part["runs"] for part in record["parts"])
 
 
+@pytest.mark.slow
 def test_presets_of_real_size_need_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["flops", "--preset", "salma-8b", "--frames", "5", "--json"]) == 0
     parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}

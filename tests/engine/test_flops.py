@@ -108,6 +108,7 @@ def test_runs_follow_the_settings(tiny_model) -> None:
     assert (runs["mask decoder"], runs["memory attention"], runs["CMA"]) == (12, 6, 12)
 
 
+@pytest.mark.slow
 def test_fewer_memories_cost_less(tiny_model) -> None:
     def reading(**settings: int) -> int:
         costs = measure(copy.deepcopy(tiny_model), frames=20, settings=PredictConfig(mode="consistent", **settings))

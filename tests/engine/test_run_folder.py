@@ -15,6 +15,14 @@ def test_a_run_is_made_once_and_read_back(tmp_path):
     assert (run.name, run.record()["config"]) == ("a", {"seed": 1})
     assert run.metrics_path == tmp_path / "a" / "metrics.jsonl"
     assert run.eval_folder("mevis", "frames") == tmp_path / "a" / "eval" / "mevis" / "frames"
+    RunFolder.create(tmp_path, "a", {"config": {"seed": 2}})  # its start had failed
+    assert run.record()["config"] == {"seed": 2}
+    with run.locked():
+        with pytest.raises(DataError, match="another process trains"), RunFolder(tmp_path / "a").locked():
+            pass
+        with run.locked(wanted=False), pytest.raises(DataError, match="exists already"):
+            RunFolder.create(tmp_path, "a", {})
+    run.metrics_path.touch()
     with pytest.raises(DataError, match="exists already"):
         RunFolder.create(tmp_path, "a", {})
 

@@ -195,14 +195,14 @@ def test_a_whole_mix_goes_through_its_epoch_exactly(root, model):
 
 def test_what_was_read_is_described_and_a_change_is_seen(root, tmp_path):
     settings = config(root, "llava", "mevis")
-    found = describe(opened(settings).sets())
+    found = describe(opened(settings).sources)
     assert [(one["set"], one["synthetic"]) for one in found] == [("llava", False), ("mevis", True)]
     assert found[0]["talks"] == 2 and found[1]["videos"] > 0 and found[1]["expressions"] > 0
-    assert found == describe(opened(settings).sets())
+    assert found == describe(opened(settings).sources)
     shutil.copytree(root / "llava_data", tmp_path / "llava_data")
     file = tmp_path / "llava_data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json"
     file.write_text(file.read_text().replace("A cat.", "A dog."))
-    assert describe(opened(config(tmp_path, "llava")).sets())[0]["sha256"] != found[0]["sha256"]
+    assert describe(opened(config(tmp_path, "llava")).sources)[0]["sha256"] != found[0]["sha256"]
 
 
 def test_a_broken_record_does_not_end_the_start(root, tmp_path):
@@ -214,7 +214,7 @@ def test_a_broken_record_does_not_end_the_start(root, tmp_path):
         content = json.loads(file.read_text())
         content[1]["conversations"][0]["value"] = broken
         file.write_text(json.dumps(content))
-        (found,) = describe(opened(config(tmp_path, "llava")).sets())
+        (found,) = describe(opened(config(tmp_path, "llava")).sources)
         assert found["talks"] == 2
         digests.append(found["sha256"])
     assert digests[0] != digests[1]
@@ -227,6 +227,16 @@ def test_a_member_s_own_root_goes_before_the_folder_of_all(root, small_synthetic
         opened(config(tmp_path, "revos"))
 
 
+def test_all_sets_that_are_missing_are_told_at_once(small_synthetic, tmp_path):
+    there = f"{{set: mevis, root: {small_synthetic / 'mevis'}}}"
+    with pytest.raises(DataError) as caught:
+        opened(config(tmp_path, "revos", there, "llava"))
+    told = str(caught.value)
+    assert told.startswith("2 of 3 sets cannot be trained on: ") and "mevis" not in told
+    assert f"{tmp_path}/video_datas/revos" in told and f"{tmp_path}/llava_data" in told
+    assert told.endswith("; salma doctor train with the same options lists them") and told.count("; ") == 2
+
+
 def test_without_any_folder_the_synthetic_benchmark_stands_in_where_it_can(small_synthetic, monkeypatch):
     monkeypatch.setenv("SALMA_SYNTHETIC", str(small_synthetic))
     assert opened(config(None, "mevis")).sets()[0].synthetic
@@ -235,20 +245,25 @@ def test_without_any_folder_the_synthetic_benchmark_stands_in_where_it_can(small
         opened(config(None, "llava"))
 
 
-@pytest.mark.parametrize(("fraction", "fails"), [(0.5, False), (0.0, True)])
-def test_what_is_broken_in_a_set_s_file_is_left_out_up_to_a_limit(small_synthetic, tmp_path, fraction, fails):
+@pytest.mark.parametrize(("broken", "fraction", "fails"), [(1, 0.0, False), (2, 0.5, False), (2, 0.0, True)])
+def test_what_is_broken_in_a_set_s_file_is_left_out_up_to_a_limit(small_synthetic, tmp_path, broken, fraction, fails):
     shutil.copytree(small_synthetic / "mevis" / "train", tmp_path / "mevis" / "train")
     file = tmp_path / "mevis" / "train" / "meta_expressions.json"
     content = json.loads(file.read_text())
-    for name in sorted(content["videos"])[:2]:
+    for name in sorted(content["videos"])[:broken]:
         content["videos"][name]["frames"] = []
     file.write_text(json.dumps(content))
     member = f"{{set: mevis, root: {tmp_path / 'mevis'}}}"
     settings = config(None, member, more=(f"data.max_bad_fraction={fraction}",))
     listener = Listener()
     if fails:
-        with pytest.raises(DataError, match=r"mevis: 2 broken entries, the first: .*salma data verify mevis"):
+        with pytest.raises(
+            DataError, match=r"mevis in .*mevis: 2 broken entries, the first: .*salma data verify mevis"
+        ):
             open_mix(settings.data, settings.model, 0, listener)
     else:
         mix = open_mix(settings.data, settings.model, 0, listener)
-        assert len(mix) == len(content["videos"]) - 2 and "left out of mevis: 2 broken entries" in listener.said[0]
+        told = ": 1 broken entry, the first: " if broken == 1 else ": 2 broken entries, the first: "
+        assert len(mix) == len(content["videos"]) - broken and told in listener.said[0]
+        assert listener.said[0].startswith(f"left out of mevis in {tmp_path / 'mevis'}: ")
+        assert describe(mix.sources)[0]["left_out"] == broken

@@ -15,7 +15,7 @@ from salmacli.data import rle
 from salmacli.data.benchmarks import open_benchmark
 from salmacli.data.sets import open_tolerantly
 from salmacli.engine.progress import Silent
-from salmacli.engine.verify import EMPTY, ENTRIES, FEW, KINDS, MASKS, MISSING, NAMES, PICTURES, SIZES, verify
+from salmacli.engine.verify import BLANK, EMPTY, ENTRIES, FEW, KINDS, MASKS, MISSING, NAMES, PICTURES, SIZES, verify
 
 
 def look(name, root, split="train", quick=False):
@@ -124,6 +124,35 @@ def test_each_kind_of_fault_is_told_by_its_name_and_counted(mevis):
     assert quick.faults == {NAMES: 1, EMPTY: 2, ENTRIES: 1, MISSING: 2, SIZES: there, MASKS: 3}
 
 
+@pytest.mark.parametrize("outside", [[[200, 10, 220, 10, 220, 30]], []])
+def test_an_object_that_its_mask_does_not_show(small_synthetic, tmp_path, outside):
+    shutil.copytree(small_synthetic / "own", tmp_path / "own")
+
+    def spoil(content):
+        content[1]["mask"][0] = outside
+
+    change(tmp_path / "own" / "annotations.json", spoil)
+    findings, _ = look("own", tmp_path / "own")
+    assert findings.faults == {BLANK: 1}
+    assert "mask 1-0: it marks nothing in a picture of 160x120" in findings.first[BLANK][0]
+
+
+def test_an_object_of_a_video_may_be_absent_from_some_frames_but_not_from_all(mevis):
+    benchmark, _ = open_tolerantly("mevis", mevis, "train")
+    keys = sorted({key for one in benchmark.videos[2].expressions for key in one.targets})[:2]
+    nothing = rle.empty(120, 160)
+
+    def spoil(content):
+        content[keys[0]] = [None, *[nothing] * (len(content[keys[0]]) - 1)]
+        content[keys[1]][0] = nothing
+        assert any(content[keys[1]])
+
+    change(mevis / "train" / "mask_dict.json", spoil)
+    findings, _ = look("mevis", mevis)
+    assert findings.faults == {BLANK: 1}
+    assert f"mask {keys[0]}: it marks nothing in any frame of 160x120" in findings.first[BLANK][0]
+
+
 def test_lengths_of_tracks_and_the_foreground_of_revos(small_synthetic, tmp_path):
     shutil.copytree(small_synthetic / "revos", tmp_path / "revos")
     benchmark = open_benchmark("revos", tmp_path / "revos", "valid")
@@ -165,13 +194,13 @@ def test_masks_of_talks_and_what_is_left_out(tmp_path):
             "caption": "a cat",
             "groundings": {"cat": {"token_positives": [2, 5], "rle_masks": [mask]}} if mask else {},
         }
-        for mask in (good, turned, {"size": [24, 32], "counts": "0"}, None)
+        for mask in (good, turned, {"size": [24, 32], "counts": "0"}, rle.empty(24, 32), None)
     ]
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "GranDf_HA_GCG_train.json").write_text(json.dumps(records))
     findings, left_out = look("gcg-grandf", tmp_path)
-    assert findings.faults == {SIZES: 1, MASKS: 1}
-    assert findings.counts["masks"] == 3
+    assert findings.faults == {SIZES: 1, MASKS: 1, BLANK: 1}
+    assert findings.counts["masks"] == 4
     assert left_out == {"no phrase of the caption has a mask": 1}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,10 +20,17 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Source:
-    """One member of the mix and how often an epoch visits each of its samples."""
+    """One member of the mix.
+
+    Attributes:
+        set: what it reads.
+        repeats: how often an epoch visits each of its samples.
+        left_out: entries of its file that were broken and are not in it.
+    """
 
     set: Benchmark | TalkSet
     repeats: int
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,12 @@ class TrainingMix:
         source = int(np.searchsorted(self._ends, visit, side="right"))
         first = int(self._ends[source - 1]) if source else 0
         return source, (visit - first) // self.sources[source].repeats
+
+    def one_of_each(self, count: int) -> Iterator[list[int]]:
+        """`count` visits to each source in turn, to samples that differ where it has so many."""
+        for number, (samples, source) in enumerate(zip(self.samples, self.sources, strict=True)):
+            first = int(self._ends[number - 1]) if number else 0
+            yield [first + n % len(samples) * source.repeats for n in range(count)] if len(samples) else []
 
     def sets(self) -> list[Benchmark | TalkSet]:
         """The sets of the sources, in their order."""

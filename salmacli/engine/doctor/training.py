@@ -80,7 +80,7 @@ def _set(config: RunConfig, one: DatasetConfig) -> tuple[Check, TrainingMix | No
     if synthetic and one.set in DEFAULT_SPLITS and not (synthetic_root() / MARKER).is_file():
         return Check(name, state, f"the synthetic benchmark, which will be made in {synthetic_root()}", mend), None
     mix = open_mix(alone, config.model, config.seed, Silent())
-    describe(mix.sets())  # as training does before it begins
+    describe(mix.sources)  # as training does before it begins
     visits = sorted({0, len(mix) // 2, len(mix) - 1})[:_TRIED]
     bad = [clip for visit in visits if isinstance(clip := mix[0, visit], BadClip)]
     found = f"{mix.sets()[0].root}, split {one.split}: {len(mix):,} samples an epoch"

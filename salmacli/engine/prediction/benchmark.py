@@ -30,7 +30,7 @@ from salmacli.engine.prediction.settings import changed, changing, label, resolv
 from salmacli.engine.prediction.shares import Group, group, share
 from salmacli.engine.progress import Progress, Silent
 from salmacli.engine.run_folder import RunFolder
-from salmacli.engine.sources import describe
+from salmacli.engine.sources import describe_set
 from salmacli.errors import DataError, SalmaError, UsageError
 from salmacli.models.salma import Salma
 
@@ -86,7 +86,7 @@ class Job:
             "split": self.benchmark.split,
             "mode": settings.mode,
             "synthetic": self.benchmark.synthetic,
-            "data": describe([self.benchmark])[0]["sha256"],
+            "data": describe_set(self.benchmark)["sha256"],
             "checkpoint": self.info.record(),
             "settings": changed(self.settings, self.model),
             "resolved": changing(settings),

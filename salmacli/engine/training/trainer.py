@@ -38,7 +38,7 @@ from salmacli.engine.training.guards import (
     silent_parts,
 )
 from salmacli.engine.training.journal import LOG, Journal
-from salmacli.engine.training.loader import loader_of
+from salmacli.engine.training.loader import collator_of, loader_of
 from salmacli.engine.training.optimizer import adamw, parts_table
 from salmacli.engine.training.state import (
     is_deepspeed,
@@ -53,14 +53,15 @@ from salmacli.engine.training.state import (
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.engine.training.stopping import Stop
 from salmacli.engine.training.validation import Validation, scores
-from salmacli.errors import ConfigError, DataError, UsageError
+from salmacli.errors import CheckpointError, ConfigError, DataError, UsageError
 from salmacli.models.losses import Counts
 from salmacli.models.trained import trained_parts
 from salmacli.models.unrolled import Unrolling
 
-# Batches that are tried until every part has had its gradient: not every sample has masks, or pictures.
-_TRIED = 20
 _NAMED = {"no": "fp32", "bf16": "bf16"}
+_KEPT = {
+    *("step", "precision", "optimizer", "schedule", "random", "bad", "left_out", "journal", "looks", "averages"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class TrainingResult:
         losses: mean of each loss over the last logged steps.
         ended: "finished", "interrupted" by a signal, or "no better" by train.validation.patience.
         bad: samples that could not be read.
+        left_out: objects behind the end of conversations that were too long.
         best: (step, J&F) of the best validation, if there was one.
     """
 
@@ -83,6 +85,7 @@ class TrainingResult:
     losses: dict[str, float]
     ended: str
     bad: int
+    left_out: int = 0
     best: tuple[int, float] | None = None
 
 
@@ -137,6 +140,7 @@ class Trainer:
         self.progress: Progress = progress if progress is not None and self.accelerator.is_main_process else Silent()
         self.journal = Journal(run, self.accelerator, config)
         self.bad = BadSamples(config.data.max_bad_fraction, len(mix))
+        self.left_out = 0
         self.stop = Stop(self.progress.say)
         self.looks = _Looks()
         self.validation: Validation | None = None
@@ -207,14 +211,15 @@ class Trainer:
         self.progress.finish()
         losses = self.journal.last or self.journal.flush()
         seconds = time.monotonic() - started
-        return TrainingResult(step, self._folder(step), seconds, losses, ended, self.bad.count, self.looks.best)
+        bad, best = self.bad.count, self.looks.best
+        return TrainingResult(step, self._folder(step), seconds, losses, ended, bad, self.left_out, best)
 
     def _prepare(self, resume: Path | None) -> int:
         """Build, or build and restore, everything that lasts; the steps that are done."""
         train = self.config.train
         set_seed(self.config.seed)
         if resume is not None:
-            self._check_precision(resume)
+            self._check_state(resume)
         self.model = self._model(resume)
         self.frozen = fingerprint(self.model)
         self.model.to(self.accelerator.device).train()
@@ -238,9 +243,15 @@ class Trainer:
         set_seed(self.config.seed, device_specific=True)  # dropout is every process's own
         return 0 if resume is None else self._restore(resume)
 
-    def _check_precision(self, resume: Path) -> None:
-        """What trained in bfloat16 has rounded frozen weights; on a device without it, it would be another run."""
-        then, now = load_trainer_state(resume)["precision"], self.accelerator.mixed_precision
+    def _check_state(self, resume: Path) -> None:
+        """A checkpoint must hold all that is needed, and be of the same precision: bfloat16 rounds frozen weights."""
+        state = load_trainer_state(resume)
+        if missing := _KEPT - state.keys():
+            raise CheckpointError(
+                f"{resume}: its ckpt.pth lacks {', '.join(sorted(missing))}, so another version of SALMA wrote it",
+                "go on with that version, or start a new run with this checkpoint as model.mllm.base",
+            )
+        then, now = state["precision"], self.accelerator.mixed_precision
         if then != now:
             raise ConfigError(
                 f"{resume} was trained with precision {_NAMED[then]}, and train.precision = "
@@ -267,7 +278,7 @@ class Trainer:
         restore_optimizer(here, self.wrapped, self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
         restore_random(state["random"], here.process_index)
-        self.bad.count = int(state["bad"])
+        self.bad.count, self.left_out = int(state["bad"]), int(state["left_out"])
         self.journal.restore(state["journal"])
         self.looks.rounds = [(int(step), float(score)) for step, score in state["looks"]]
         if self.ema is not None:
@@ -282,17 +293,15 @@ class Trainer:
     def _draw(self, batches: Iterator[Any], step: int) -> tuple[list[Batch], Counts] | None:
         """The passes of one step and what all processes have in them together; None when one was asked to stop."""
         drawn = [next(batches) for _ in range(self.config.train.accumulate)]
-        for batch, _ in drawn:
-            if batch.left_out:
-                LOG.info("step %d: %d objects left out of conversations that are too long", step, batch.left_out)
         counts, bad = [counts_of(batch) for batch, _ in drawn], [clip for _, clips in drawn for clip in clips]
         own = [sum(part) for part in zip(*(vars(one).values() for one in counts), strict=True)]
         lacking = float(self.alike and not all(one.masks for one in counts))
-        flags = [float(len(bad)), float(self.stop.asked), lacking]
+        flags = [float(len(bad)), float(self.stop.asked), lacking, float(sum(batch.left_out for batch, _ in drawn))]
         together = torch.tensor([*own, *flags], device=self.accelerator.device)
-        masks, answers, frames, dropped, asked, lacking = self.accelerator.reduce(together, "sum").tolist()
+        masks, answers, frames, dropped, asked, lacking, cut = self.accelerator.reduce(together, "sum").tolist()
         if asked:
             return None
+        self.left_out += int(cut)
         self._count_bad([f"{clip.name}: {clip.reason}" for clip in bad], bool(dropped), step)
         if lacking:
             raise DataError(
@@ -330,7 +339,8 @@ class Trainer:
         # A loss that is no number in another process shows here, before it reaches the weights and a checkpoint.
         figures["grad_norm"] = float(norm if norm is not None else self.wrapped.get_global_grad_norm() or 0.0)
         refuse_not_finite({"the gradient": figures["grad_norm"]}, step, tuple)
-        figures["lr"] = self.schedule.get_last_lr()[0]
+        # Of what has no factor of its own: the first group may be one with a factor.
+        figures["lr"] = train.learning_rate * self.schedule.get_last_lr()[0] / self.schedule.base_lrs[0]
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -358,15 +368,17 @@ class Trainer:
             yield
 
     def _check_gradients(self) -> None:
-        """Every part meant to train must get a gradient from the first batches, or hours would be lost."""
+        """Every part meant to train must get a gradient from a batch of each set, or hours would be lost."""
         if is_deepspeed(self.wrapped):
             return  # it keeps gradients to itself; whether parts move is checked all the same
         if self.model.cma is not None:
             self.model.cma.warm_up(0, self.config.train.steps)
         silent: Sequence[str] = ()
-        batches = self._batches(0)
-        for _ in range(_TRIED):
-            batch, _ = next(batches)
+        masks = 0
+        collate = collator_of(self.config, self.model)
+        for visits in self.mix.one_of_each(self.config.train.batch_size):
+            batch, _ = collate([self.mix[0, visit] for visit in visits])
+            masks += len(batch.targets)
             values = self._backward(batch, counts_of(batch), 1.0)
             refuse_not_finite(values, 0, self.step.suspects)
             silent = silent_parts(self.parts, self._over_all)
@@ -374,6 +386,11 @@ class Trainer:
                 break
         self.optimizer.zero_grad(set_to_none=True)
         set_seed(self.config.seed, device_specific=True)
+        if silent and not masks:
+            raise ConfigError(
+                f"nothing in data.train has masks, so these parts would learn nothing: {', '.join(silent)}",
+                "add a set with masks",
+            )
         refuse_silent(silent)
 
     def _over_all(self, values: Tensor) -> Tensor:
@@ -385,7 +402,7 @@ class Trainer:
         self.progress.advance(1, loss=figures["loss"])
         if step % self.config.train.log_every and step != self.config.train.steps:
             return
-        line = {**self.journal.flush(), "lr": rate, "grad_norm": norm, "bad": self.bad.count}
+        line = {**self.journal.flush(), "lr": rate, "grad_norm": norm, "bad": self.bad.count, "left_out": self.left_out}
         self.journal.write(step, {**line, "seconds": round(seconds, 3)})
 
     def _validate(self, step: int) -> bool | None:
@@ -426,6 +443,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "random": random_states(),
             "bad": self.bad.count,
+            "left_out": self.left_out,
             "journal": self.journal.state(),
             "looks": [list(one) for one in self.looks.rounds],
             "averages": averages,

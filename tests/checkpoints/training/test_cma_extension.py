@@ -9,6 +9,7 @@ from salmacli.checkpoints.training.cma_extension import extension_to_salma, spli
 from salmacli.config.schema import CmaConfig
 from salmacli.errors import CheckpointError
 from salmacli.models.cma import CrossModalAttention2D
+from salmacli.models.grounding import Decodable
 
 WIDTH = 32
 
@@ -68,11 +69,14 @@ def test_the_attention_itself_computes_the_same(theirs: Theirs) -> None:
     nn.init.zeros_(ours.router.score.weight)
     x, words, seg = torch.randn(2, WIDTH, 3, 3), torch.randn(2, 4, WIDTH), torch.randn(2, WIDTH)
     valid = torch.ones(2, 4, dtype=torch.bool)
+    fine = torch.randn(2, WIDTH // 8, 12, 12), torch.randn(2, WIDTH // 4, 6, 6)
     flat, keys = x.flatten(2).transpose(1, 2), torch.cat([words, seg[:, None]], 1)
     with torch.no_grad():
         attended = theirs.proj(theirs.attn(theirs.ln(flat), keys, keys)[0])
         expected = (flat + theirs.gamma_attn * attended).transpose(1, 2).reshape(x.shape)
-        torch.testing.assert_close(ours(x, words, valid, seg, torch.zeros(2, 3, 3)), expected, rtol=1e-5, atol=1e-5)
+        found = ours(Decodable(x, fine), words, valid, seg, torch.zeros(2, 3, 3))
+    torch.testing.assert_close(found.image, expected, rtol=1e-5, atol=1e-5)
+    assert found.fine == fine and found.fuse is None  # the extension knows one level only
 
 
 def test_a_projection_by_convolution(theirs: Theirs) -> None:

@@ -17,7 +17,7 @@ from salmacli.engine.prediction.predictor import Predictor
 from salmacli.engine.prediction.sights import to_language
 from salmacli.engine.prediction.tracks import resized
 from salmacli.errors import ConfigError, DataError, SalmaError
-from salmacli.models.grounding import Masks
+from salmacli.models.grounding import Grounding, Masks
 from salmacli.models.salma import Salma
 
 TEXTS = ["the red circle", "the blue square on the left", "a ring that turns before it stops, behind all others"]
@@ -47,7 +47,10 @@ def lively() -> Salma:
     """A model in which the memory and the attention matter, with two decoders, object scores and mask tokens."""
     torch.manual_seed(0)
     settings = ["model.cma.enabled=true", "model.sam2.two_decoders=true", "model.mask_token=best-of-three"]
-    model = Salma.build(load_config("tiny", settings).model, TEXTS).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        # Loud, it makes 8e-4 of a flip in the bfloat16 that mode sa2va rounds memories to; in float64 nothing differs.
+        patch.setattr(Grounding, "start_memory", lambda grounding: None)
+        model = Salma.build(load_config("tiny", settings).model, TEXTS).eval()
     for parameter in model.parameters():
         if not parameter.abs().sum():
             nn.init.normal_(parameter, std=0.3)

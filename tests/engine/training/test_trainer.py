@@ -130,6 +130,7 @@ def test_validation_looks_at_what_a_checkpoint_would_be(start, config, weights, 
     assert all(torch.equal(saved[name], one) for name, one in looks[-1][1].items())
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_what_is_saved(start, config, weights):
     plain = start(config("train.steps=3", "train.warmup_fraction=0"), "plain").fit()
     averaged = start(config("train.steps=3", "train.warmup_fraction=0", "train.ema=0.99"), "averaged").fit()
@@ -200,6 +201,7 @@ def test_more_bad_samples_than_the_limit_stop_a_run(start, config):
         trainer.fit()
 
 
+@pytest.mark.slow
 def test_a_permitted_rate_of_bad_samples_may_go_on_for_epochs(start, config, weights):
     """The limit is a share of the visits, not of one epoch; and a resumed run reads on where it stopped."""
     settings = config("train.steps=9", "train.batch_size=2", "data.max_bad_fraction=0.5", "train.save_every=4")
