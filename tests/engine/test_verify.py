@@ -153,6 +153,26 @@ def test_an_object_of_a_video_may_be_absent_from_some_frames_but_not_from_all(me
     assert f"mask {keys[0]}: it marks nothing in any frame of 160x120" in findings.first[BLANK][0]
 
 
+def test_what_nothing_is_said_of_may_be_empty(small_synthetic, tmp_path):
+    """A foreground, and what expressions without a target name."""
+    shutil.copytree(small_synthetic / "revos", tmp_path / "revos")
+    nothing = rle.empty(120, 160)
+    name = open_benchmark("revos", tmp_path / "revos", "valid").videos[0].name
+
+    def add(content):
+        said = {"exp": "a blue horse", "anno_id": ["77777"], "type_id": 2, "obj_id": [], "tp_ids": []}
+        content["videos"][name]["expressions"]["x"] = said
+
+    def empty(content):
+        content[name]["masks_rle"] = [nothing] * len(content[name]["masks_rle"])
+
+    change(tmp_path / "revos" / "meta_expressions_valid_.json", add)
+    change(tmp_path / "revos" / "mask_dict.json", lambda content: content.update({"77777": [nothing] * 12}))
+    change(tmp_path / "revos" / "mask_dict_foreground.json", empty)
+    findings, _ = look("revos", tmp_path / "revos", "valid")
+    assert findings.faults == {}
+
+
 def test_lengths_of_tracks_and_the_foreground_of_revos(small_synthetic, tmp_path):
     shutil.copytree(small_synthetic / "revos", tmp_path / "revos")
     benchmark = open_benchmark("revos", tmp_path / "revos", "valid")

@@ -377,7 +377,9 @@ class Trainer:
         masks = 0
         collate = collator_of(self.config, self.model)
         for visits in self.mix.one_of_each(self.config.train.batch_size):
-            batch, _ = collate([self.mix[0, visit] for visit in visits])
+            batch, bad = collate([self.mix[0, visit] for visit in visits])
+            if len(bad) == len(visits):  # which the first steps will count and name
+                return
             masks += len(batch.targets)
             values = self._backward(batch, counts_of(batch), 1.0)
             refuse_not_finite(values, 0, self.step.suspects)

@@ -46,7 +46,7 @@ def test_a_run_learns_logs_and_saves(start, config):
     lines = logged(trainer)
     assert [line["step"] for line in lines] == list(range(1, 13))
     parts = {"bce", "dice", "iou", "boundary", "lm", "tmc", "prior"}
-    assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "bad", "seconds", *parts}
+    assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "bad", "left_out", "seconds", *parts}
     assert lines[-1]["lm"] < 0.8 * lines[0]["lm"] and lines[-1]["prior"] < lines[0]["prior"]
     assert [path.name for path in trainer.run.checkpoints()] == ["step-10", "step-12"], "the oldest is dropped"
     assert outcome.step == 12 and outcome.ended == "finished" and outcome.checkpoint.name == "step-12"
