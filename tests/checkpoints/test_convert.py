@@ -64,6 +64,7 @@ def test_results_lie_beside_the_checkpoint(run_checkpoint: Path) -> None:
     assert default_out(Path(), 0, "folder").parent == Path.cwd().parent
 
 
+@pytest.mark.slow
 def test_what_is_there_stays_unless_forced(run_checkpoint: Path) -> None:
     made = convert(run_checkpoint).out
     with pytest.raises(UsageError, match="--force"):
@@ -160,6 +161,7 @@ def test_a_whole_model_is_compared_with_a_base(released: Path, tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_another_type(released: Path, training_file: Path, tmp_path: Path) -> None:
     made = convert(training_file, Recipe((released,), 8.0, dtype=torch.bfloat16), out=tmp_path / "half")
     whole = _merge(training_file, released, tmp_path / "whole")
@@ -308,6 +310,7 @@ def test_alpha_from_a_configuration(released: Path, training_file: Path, tmp_pat
     assert convert(training_file, Recipe((released,), 16.0), dry_run=True).fingerprint != made.fingerprint
 
 
+@pytest.mark.slow
 def test_alpha_from_the_configuration_that_mmengine_puts_into_files(released: Path, training, tmp_path: Path) -> None:
     content = training()
     content["meta"]["cfg"] = "model = dict(mllm=dict(llm_lora=dict(type='peft.LoraConfig', r=4, lora_alpha=8)))"
@@ -421,6 +424,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     assert list(tmp_path.iterdir()) == [training_file]
 
 
+@pytest.mark.slow
 def test_a_training_on_pieces(released: Path, training, tmp_path: Path) -> None:
     """On an InternVL and a SAM 2, the training brings the text projector, and SAM 2's own decoder stays."""
     tensors = load_file(released / "model.safetensors")

@@ -112,6 +112,7 @@ def test_the_released_mode_is_as_without_it(both: Conversion, released: Path, tm
     assert np.array_equal(one[:2], two[:2]) and not np.array_equal(one[2:], two[2:]), "language is the first's"
 
 
+@pytest.mark.slow
 def test_every_form_holds_both(both: Conversion, released: Path, sam2: Path, tmp_path: Path) -> None:
     whole = convert(released, _recipe(sam2), "pth", tmp_path / "whole.pth")
     back = convert(whole.out, None, "folder", tmp_path / "back")

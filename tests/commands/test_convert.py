@@ -34,6 +34,7 @@ def test_a_dry_run_writes_nothing(run_checkpoint: Path, capsys: pytest.CaptureFi
     assert len(list(run_checkpoint.parent.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_training_says_what_it_changed(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shared_data / "parity"
     argv = ["convert", str(folder / "training_v2.pth"), "--base", str(folder), "--lora-alpha", "16"]

@@ -129,6 +129,7 @@ def test_the_tolerance_is_a_closed_disk():
     assert count(prediction, truth, 4)[4] < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_large_disk_at_the_edges_of_a_high_picture(turned):
     for row, column in ((0, 0), (119, 0), (0, 69), (119, 69), (60, 0), (60, 69), (0, 30)):

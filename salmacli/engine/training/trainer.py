@@ -378,8 +378,8 @@ class Trainer:
         collate = collator_of(self.config, self.model)
         for visits in self.mix.one_of_each(self.config.train.batch_size):
             batch, bad = collate([self.mix[0, visit] for visit in visits])
-            if len(bad) == len(visits):  # which the first steps will count and name
-                return
+            if self._over_all(torch.tensor([float(len(bad) == len(visits))])):
+                return  # the first steps will count and name what cannot be read
             masks += len(batch.targets)
             values = self._backward(batch, counts_of(batch), 1.0)
             refuse_not_finite(values, 0, self.step.suspects)

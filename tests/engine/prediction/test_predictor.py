@@ -161,6 +161,7 @@ def test_a_video_of_one_frame(lively, frames, way):
     assert predictor(lively, **way).video(frames[:1], TEXTS[:1], answer="[SEG]")[0].masks().shape == (1, 30, 44)
 
 
+@pytest.mark.slow
 def test_two_hundred_sentences(speaking, frames):
     texts = [f"the {n}th circle" for n in range(200)]
     tracks = predictor(speaking, mode="consistent").video(frames[:3], texts)

@@ -53,7 +53,11 @@ def test_a_run_learns_logs_and_saves(start, config):
     assert "saved step 12" in (trainer.run.path / "logs" / "rank0.log").read_text()
 
 
-@pytest.mark.parametrize("more", [[], [*FRESH_LORA, "train.ema=0.9"]], ids=["full", "lora and average"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param([], marks=pytest.mark.slow), [*FRESH_LORA, "train.ema=0.9"]],
+    ids=["full", "lora and average"],
+)
 def test_resume_ends_where_an_uninterrupted_run_ends(start, config, weights, more):
     """Also when the run is stopped by a signal in the middle, between two regular checkpoints."""
     settings = config("train.steps=6", "train.save_every=4", *more)
