@@ -42,6 +42,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 # SALMA's own checkpoints.
 
 
+@pytest.mark.slow
 def test_there_and_back_changes_nothing(run_checkpoint: Path, tmp_path: Path) -> None:
     one = convert(run_checkpoint / "ckpt.pth", to="pth", out=tmp_path / "one.pth")
     back = convert(tmp_path / "one.pth", out=tmp_path / "back")
@@ -54,6 +55,7 @@ def test_there_and_back_changes_nothing(run_checkpoint: Path, tmp_path: Path) ->
     assert not (tmp_path / "back" / "ckpt.pth").exists()
 
 
+@pytest.mark.slow
 def test_results_lie_beside_the_checkpoint(run_checkpoint: Path) -> None:
     assert convert(run_checkpoint).out == run_checkpoint.parent / "first-step-7-salma"
     assert default_out(run_checkpoint, 7, "pth").name == "first-step-7-salma.pth"
@@ -84,6 +86,7 @@ def test_force_never_wipes_another_folder(run_checkpoint: Path, tmp_path: Path) 
     assert (tmp_path / "mine" / "file").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_reports_and_writes_nothing(
     run_checkpoint: Path, released: Path, training_file: Path, tmp_path: Path
 ) -> None:
@@ -413,6 +416,7 @@ def test_a_module_that_stayed_what_it_was_is_said(released: Path, training, tmp_
     assert any(f"names 15 tensors of {LLM}, but none of them differs" in note for note in made.notes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_noticed_before_anything_is_written(
     released: Path, training_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_model_is_its_own_once_it_is_loaded(run_checkpoint: Path, tiny_model) 
     assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_tied_tensors_stay_one(tmp_path: Path) -> None:
     config = load_config("tiny", []).model
     native = {**config.mllm.native, "tie_word_embeddings": True}
@@ -147,6 +148,7 @@ def test_tied_tensors_stay_one(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "tied")
 
 
+@pytest.mark.slow
 def test_shards(run_checkpoint: Path, tiny_model, tmp_path: Path) -> None:
     write_folder(tmp_path / "cut", read_contents(run_checkpoint)[2], max_shard_bytes=4_000_000)
     parts = sorted(tmp_path.glob("cut/model-*-of-*.safetensors"))

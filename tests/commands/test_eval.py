@@ -357,6 +357,7 @@ def test_workers_predict_and_the_one_who_started_them_scores(run, relaunched, ca
     assert {**json.loads(capsys.readouterr().out), "created": ""} == {**results, "created": ""}
 
 
+@pytest.mark.slow
 def test_what_workers_could_not_predict_ends_with_the_right_code(run, relaunched, small_synthetic, capsys, tmp_path):
     name, _, _ = broken_frame(small_synthetic, tmp_path / "data")
     line = fails(

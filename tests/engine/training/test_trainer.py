@@ -71,6 +71,7 @@ def test_resume_ends_where_an_uninterrupted_run_ends(start, config, weights, mor
     assert [line["step"] for line in logged(stopped)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_accumulated_passes_are_a_larger_batch(start, config):
     """Whatever each pass holds: counts are of the whole step. The contrast, though, sees one pass at a time."""
     settings = ["train.steps=2", "train.save_every=2", "losses.tmc=0", "data.group_lengths=false"]
