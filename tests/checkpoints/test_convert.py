@@ -78,6 +78,7 @@ def test_what_is_there_stays_unless_forced(run_checkpoint: Path) -> None:
         convert(run_checkpoint, to="pth", out=made, force=True)
 
 
+@pytest.mark.slow
 def test_force_never_wipes_another_folder(run_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
@@ -99,6 +100,7 @@ def test_a_dry_run_reports_and_writes_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fits_no_model_is_not_converted(run_checkpoint: Path) -> None:
     tensors = load_file(run_checkpoint / "model.safetensors")
     tensors.pop("cma.gamma")
@@ -175,6 +177,7 @@ def test_another_type(released: Path, training_file: Path, tmp_path: Path) -> No
     assert _rows(made)["grounding.image_encoder"].changed == 0
 
 
+@pytest.mark.slow
 def test_a_type_that_cannot_hold_a_weight(released: Path, tmp_path: Path) -> None:
     tensors = load_file(released / "model.safetensors")
     tensors["mlp1.1.bias"][0] = 1e5
@@ -241,6 +244,7 @@ def test_a_result_that_comes_back_changed_never_takes_the_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.slow
 def test_deepspeeds_notes_are_read_as_a_files(released: Path, training, tmp_path: Path) -> None:
     folder = tmp_path / "iter_120.pth"
     folder.mkdir()
@@ -252,6 +256,7 @@ def test_deepspeeds_notes_are_read_as_a_files(released: Path, training, tmp_path
     assert convert(folder, Recipe((released,)), dry_run=True).step == 120
 
 
+@pytest.mark.slow
 def test_a_change_that_the_type_cannot_hold_is_no_change(released: Path, training, tmp_path: Path) -> None:
     content = training(noise=0.0)
     content["state_dict"]["mllm.model.mlp1.0.weight"] += 1e-5  # ones
@@ -264,6 +269,7 @@ def test_a_change_that_the_type_cannot_hold_is_no_change(released: Path, trainin
 # Training files.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_training_file_is_merged_and_reported(released: Path, training, tmp_path: Path, version: str) -> None:
     content = training(version)
@@ -303,6 +309,7 @@ def test_files_that_differ_give_models_that_differ_and_the_same_file_the_same(
     assert len(names) == sum(row.changed for row in one.modules)
 
 
+@pytest.mark.slow
 def test_alpha_from_a_configuration(released: Path, training_file: Path, tmp_path: Path) -> None:
     config = tmp_path / "sa2va.py"
     config.write_text("model = dict(mllm=dict(llm_lora=dict(type=LoraConfig, r=4, lora_alpha=8)))")
@@ -329,6 +336,7 @@ def test_alpha_from_the_configuration_that_mmengine_puts_into_files(released: Pa
     assert convert(_saved(content, file), Recipe((released,), 8.0), dry_run=True).fingerprint == made.fingerprint
 
 
+@pytest.mark.slow
 def test_a_deepspeed_folder(released: Path, training, training_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ds.pth"
     folder.mkdir()
@@ -339,6 +347,7 @@ def test_a_deepspeed_folder(released: Path, training, training_file: Path, tmp_p
     assert made.provenance["trained"]["files"].keys() == {"mp_rank_00_model_states.pt"}
 
 
+@pytest.mark.slow
 def test_what_a_training_file_does_not_say_is_asked_for(released: Path, training_file: Path) -> None:
     for alpha in (0.0, -8.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="--lora-alpha is"):
@@ -349,6 +358,7 @@ def test_what_a_training_file_does_not_say_is_asked_for(released: Path, training
         convert(training_file, Recipe((released,)))
 
 
+@pytest.mark.slow
 def test_the_cma_extension(released: Path, training, tmp_path: Path) -> None:
     content, width = training("v1"), 64
     attention = torch.nn.MultiheadAttention(width, 8).state_dict()
@@ -397,12 +407,14 @@ def test_an_internlm2(internlm2: Path, training, tmp_path: Path, version: str) -
     assert adapter.fingerprint == made.fingerprint
 
 
+@pytest.mark.slow
 def test_a_base_that_was_converted_is_the_same_base(released: Path, training_file: Path, tmp_path: Path) -> None:
     base = convert(released, out=tmp_path / "base").out
     expected = _merge(training_file, released, tmp_path / "out", dry_run=True).fingerprint
     assert _merge(training_file, base, tmp_path / "out", dry_run=True).fingerprint == expected
 
 
+@pytest.mark.slow
 def test_a_module_that_stayed_what_it_was_is_said(released: Path, training, tmp_path: Path) -> None:
     content = training()
     for name, tensor in content["state_dict"].items():

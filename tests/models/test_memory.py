@@ -154,6 +154,7 @@ def test_objects_in_batches_are_the_same(sam2, features):
     assert all(torch.allclose(whole[frame], parts[frame], atol=1e-5) for frame in whole)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_shorter_memory_is_another_result_and_nothing_grows_with_the_video(sam2, features):
     given = {0: masks_of(OBJECTS), 9: masks_of(OBJECTS)}

@@ -85,6 +85,7 @@ def test_accumulated_passes_are_a_larger_batch(start, config):
         )
 
 
+@pytest.mark.slow
 def test_validation_looks_at_a_slice_keeps_the_best_and_stops(start, config):
     settings = config(
         "train.steps=10", "train.save_every=10", "train.keep=1", "train.learning_rate=1e-7",
@@ -220,6 +221,7 @@ def test_a_permitted_rate_of_bad_samples_may_go_on_for_epochs(start, config, wei
     assert same(weights(outcome.checkpoint), weights(again.checkpoint))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_pretrained_model_and_leaves_its_encoders(start, config, weights):
     first = start(config("train.steps=2"), "first").fit().checkpoint
     base = [f"model.mllm.base={first}", "model.sam2.width=96", "train.steps=2", "train.warmup_fraction=0", *FRESH_LORA]
