@@ -123,6 +123,7 @@ def test_a_training_goes_on_bit_for_bit(settings, bf16, averaged, tmp_path):
     assert torch.equal(words(again.float()), words(model.float()))
 
 
+@pytest.mark.slow
 def test_averages_are_what_the_model_of_a_checkpoint_is(tmp_path):
     model = move(begin(config()))
     trained = {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
@@ -173,6 +174,7 @@ def test_another_base_or_recipe_is_refused_in_one_line(other, seed, told, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_without_adapters_no_base_is_needed_to_go_on(tmp_path, monkeypatch):
     """The checkpoint is the whole model: its base may have moved in the meantime."""
     settings = config("train.recipe=decoder-only")

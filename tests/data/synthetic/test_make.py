@@ -31,6 +31,7 @@ class Counting:
         pass
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_however_many_processes(tmp_path):
     progress = Counting()
     first = contents(make(tmp_path / "a", 5, SIZES, processes=1, progress=progress))

@@ -157,6 +157,7 @@ def test_a_part_without_gradient_is_named_before_the_first_step(start, config):
     assert not trainer.run.checkpoints()
 
 
+@pytest.mark.slow
 def test_parts_that_do_not_move_are_named_after_five_steps(start, config):
     trainer = start(config("train.steps=9", "train.learning_rate=1e-30"))
     with pytest.raises(SalmaError, match=r"after step 5 these parts .* have not moved: token embedding, "):
