@@ -16,10 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from salmacli.checkpoints.empty import empty_model
 from salmacli.config.schema import RunConfig
-from salmacli.data.collate import Batch, Collator
+from salmacli.data.collate import Batch
 from salmacli.data.conversation import Turn
 from salmacli.data.training.clips import Clip
 from salmacli.engine.estimate import Load
+from salmacli.engine.training.loader import collator_of
 from salmacli.engine.training.step import Step, counts_of
 from salmacli.models.mllm import chat_of
 from salmacli.models.salma import Salma
@@ -66,18 +67,7 @@ def clips_of(config: RunConfig, samples: int) -> list[Clip]:
 
 
 def batch_of(model: Salma, clips: list[Clip]) -> Batch:
-    mllm = model.mllm
-    collator = Collator(
-        model.tokenizer,
-        mllm.frame_size,
-        mllm.tokens_per_frame,
-        model.config.sam2.image_size,
-        mllm.chat,
-        mllm.mean,
-        mllm.std,
-        model.tiles,
-    )
-    return collator.batch(clips)
+    return collator_of(model, max_tokens=8192).batch(clips)
 
 
 def load_of(batch: Batch) -> Load:

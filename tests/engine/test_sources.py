@@ -157,7 +157,7 @@ def test_every_kind_of_set_is_read_batched_and_trained_on(name, root, model):
     clip = mix[0, 0]
     assert not isinstance(clip, BadClip), clip
     assert clip.name.startswith(f"{name}/")
-    batch = collator_of(settings, model).batch([clip])
+    batch = collator_of(model, settings.data.max_tokens).batch([clip])
     pictures, objects, frames = KINDS[name]
     assert (len(batch.mllm_pixels), len(batch.seg_rows), len(batch.sam_pixels)) == (pictures, objects, frames)
     assert bool(batch.targets.flatten(1).any(1).all()) or name != "gcg-grandf"
@@ -174,7 +174,7 @@ def test_every_kind_of_set_is_read_batched_and_trained_on(name, root, model):
 def test_a_whole_mix_goes_through_its_epoch_exactly(root, model):
     settings = config(root, "{set: llava, repeats: 2}", "{set: gcg-grandf, repeats: 3}", "osprey", "refsav", "mevis")
     mix = opened(settings)
-    collator, names = collator_of(settings, model), Counter()
+    collator, names = collator_of(model, settings.data.max_tokens), Counter()
     assert len(mix) == 2 * 2 + 2 * 3 + 2 + 1 + len(mix.sources[-1].set.videos)
     order = VisitOrder(mix, 4, rank=0, ranks=1, first_pass=0)
     for keys in islice(order, -(-len(mix) // 4)):

@@ -32,7 +32,7 @@ def loader_of(
     return DataLoader(
         cast(Any, mix),  # torch asks no more of a data set than to be read by key
         batch_sampler=order,
-        collate_fn=collator_of(config, model),
+        collate_fn=collator_of(model, config.data.max_tokens),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_interrupts,
@@ -42,8 +42,8 @@ def loader_of(
     )
 
 
-def collator_of(config: RunConfig, model: Salma) -> Collator:
-    """What makes batches for a model."""
+def collator_of(model: Salma, max_tokens: int) -> Collator:
+    """What makes batches for a model, of conversations of at most so many tokens."""
     mllm = model.mllm
     return Collator(
         model.tokenizer,
@@ -54,7 +54,7 @@ def collator_of(config: RunConfig, model: Salma) -> Collator:
         mllm.mean,
         mllm.std,
         model.tiles,
-        config.data.max_tokens,
+        max_tokens,
     )
 
 

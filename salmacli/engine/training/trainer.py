@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +218,7 @@ class Trainer:
         """Build, or build and restore, everything that lasts; the steps that are done."""
         train = self.config.train
         set_seed(self.config.seed)
-        if resume is not None:
-            self._check_state(resume)
+        state = self._state(resume) if resume is not None else None
         self.model = self._model(resume)
         self.frozen = fingerprint(self.model)
         self.model.to(self.accelerator.device).train()
@@ -241,10 +240,14 @@ class Trainer:
         if train.ema is not None:
             self.ema = MovingAverage({k: p for part in trained.values() for k, p in part.items()}, train.ema)
         set_seed(self.config.seed, device_specific=True)  # dropout is every process's own
-        return 0 if resume is None else self._restore(resume)
+        if resume is None or state is None:
+            return 0
+        self._restore(state)
+        restore_deepspeed(self.wrapped, resume)
+        return int(state["step"])
 
-    def _check_state(self, resume: Path) -> None:
-        """A checkpoint must hold all that is needed, and be of the same precision: bfloat16 rounds frozen weights."""
+    def _state(self, resume: Path) -> dict[str, Any]:
+        """All that is needed to go on, and of the same precision: bfloat16 rounds frozen weights."""
         state = load_trainer_state(resume)
         if missing := _KEPT - state.keys():
             raise CheckpointError(
@@ -258,6 +261,7 @@ class Trainer:
                 f"{self.config.train.precision!r} means {_NAMED[now]} here",
                 "resume on a device like the one before",
             )
+        return state
 
     def _model(self, resume: Path | None) -> SalmaModel:
         """The model as training begins with it, or goes on."""
@@ -272,9 +276,9 @@ class Trainer:
             model.mllm.checkpoint_activations()
         return model
 
-    def _restore(self, resume: Path) -> int:
-        """Everything but the weights; the steps that are done."""
-        here, state = self.accelerator, load_trainer_state(resume)
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Everything but the weights."""
+        here = self.accelerator
         restore_optimizer(here, self.wrapped, self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
         restore_random(state["random"], here.process_index)
@@ -283,8 +287,6 @@ class Trainer:
         self.looks.rounds = [(int(step), float(score)) for step, score in state["looks"]]
         if self.ema is not None:
             self.ema.restore(state["averages"])
-        restore_deepspeed(self.wrapped, resume)
-        return int(state["step"])
 
     def _batches(self, first_pass: int) -> Iterator[Any]:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -375,11 +377,12 @@ class Trainer:
             self.model.cma.warm_up(0, self.config.train.steps)
         silent: Sequence[str] = ()
         masks = 0
-        collate = collator_of(self.config, self.model)
+        collate = collator_of(self.model, self.config.data.max_tokens)
         for visits in self.mix.one_of_each(self.config.train.batch_size):
             batch, bad = collate([self.mix[0, visit] for visit in visits])
             if self._over_all(torch.tensor([float(len(bad) == len(visits))])):
-                return  # the first steps will count and name what cannot be read
+                silent = ()
+                break  # the first steps will count and name what cannot be read
             masks += len(batch.targets)
             values = self._backward(batch, counts_of(batch), 1.0)
             refuse_not_finite(values, 0, self.step.suspects)

@@ -123,21 +123,27 @@ def test_too_many_bad_samples_in_one_process_end_all(tmp_path, salma):
     assert ended.returncode != 0 and "samples could not be read, the last is mevis/blind: broken" in ended.stderr
 
 
-@pytest.mark.slow
-def test_a_killed_process_ends_the_run_with_its_message(tmp_path, small_synthetic):
-    words = command("--name", "killed", "--num-gpus", "2", steps=100_000)
+def begun(tmp_path, synthetic, name):
+    """Two processes that train, in a session of their own, and their log, which has begun."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "salmacli", *words],
+        [sys.executable, "-m", "salmacli", *command("--name", name, "--num-gpus", "2", steps=100_000)],
         cwd=tmp_path,
-        env=environment(tmp_path, small_synthetic),
+        env=environment(tmp_path, synthetic),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
-    log = tmp_path / "runs" / "killed" / "metrics.jsonl"
+    log = tmp_path / "runs" / name / "metrics.jsonl"
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.2)
+    return process, log
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_with_its_message(tmp_path, small_synthetic):
+    process, _ = begun(tmp_path, small_synthetic, "killed")
     workers = subprocess.run(["pgrep", "-f", "salmacli train --resume --name killed"], capture_output=True, text=True)
     ours = [int(pid) for pid in workers.stdout.split() if _rank_of(int(pid)) == "1"]
     os.kill(ours[0], signal.SIGKILL)
@@ -154,20 +160,7 @@ def _rank_of(pid):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_what_several_processes_have_done(tmp_path, small_synthetic):
-    words = command("--name", "stopped", "--num-gpus", "2", steps=100_000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "salmacli", *words],
-        cwd=tmp_path,
-        env=environment(tmp_path, small_synthetic),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    log = tmp_path / "runs" / "stopped" / "metrics.jsonl"
-    while not log.exists():
-        assert process.poll() is None
-        time.sleep(0.2)
+    process, log = begun(tmp_path, small_synthetic, "stopped")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, said = process.communicate(timeout=90)
     assert process.returncode == 130, said
